@@ -1,0 +1,1 @@
+//! The scripted experiments: demo, bench and their workloads.

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * /dev/vas: virtual address spaces (VAS) that outlive the tasks they were
+ * captured from.  This header is the single definition of the interface;
+ * mvas-abi mirrors it for Rust and tests every size and offset against it.
+ *
+ * Two kinds of file:
+ *
+ *  - the *session*, an open of /dev/vas (needs CAP_CHECKPOINT_RESTORE or
+ *    CAP_SYS_ADMIN in the initial user namespace).  A VAS is created in a
+ *    session and is *transient* until VAS_IOC_COMMIT makes all VASes of the
+ *    session permanent, at once.  Closing the session, however that happens,
+ *    deletes what it did not commit, and ends the hiding of captured memory
+ *    from PAGEMAP_SCAN.
+ *  - the *VAS file*, returned by VAS_IOC_CREATE and VAS_IOC_OPEN.  It pins the
+ *    VAS: its memory is freed when it was deleted and its last file is closed.
+ *
+ * All structs are the same for 32 and 64 bit.  Reserved fields and unknown
+ * flags must be zero: else EINVAL.
+ */
+#ifndef _UAPI_LINUX_VAS_H
+#define _UAPI_LINUX_VAS_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define VAS_ABI_VERSION		1
+
+/*
+ * Longest name, with its terminating NUL.  A name is of [A-Za-z0-9._:@+-] and
+ * does not begin with '.'.
+ */
+#define VAS_NAME_MAX		128
+
+/* struct vas_info.features */
+#define VAS_FEATURE_PAGEMAP_HIDE	(1ULL << 0)
+
+struct vas_info {
+	__u32 abi_version;	/* out: VAS_ABI_VERSION */
+	__u32 reserved;
+	__u64 features;		/* out: VAS_FEATURE_* */
+};
+
+struct vas_create {
+	char  name[VAS_NAME_MAX];	/* in: unique, else EEXIST */
+	__u32 mode;		/* in: permission bits 0777, as of a file */
+	__u32 flags;		/* in: 0 */
+	__u64 id;		/* out: never 0, never used again until reboot */
+};
+
+/* By id, or by name where id is 0.  access: VAS_ACCESS_* that the file gets. */
+#define VAS_ACCESS_READ		(1U << 0)	/* stat, ranges, attach */
+#define VAS_ACCESS_WRITE	(1U << 1)	/* capture, delete */
+
+struct vas_open {
+	__u64 id;		/* in, out */
+	char  name[VAS_NAME_MAX];	/* in, out */
+	__u32 access;		/* in: VAS_ACCESS_* */
+	__u32 flags;		/* in: 0 */
+};
+
+/*
+ * Share all eligible memory of a task with an empty VAS, copy-on-write: private
+ * anonymous VMAs that are not hugetlb, PFN-mapped, or GROWSDOWN.  All or
+ * nothing; the target sees no difference.
+ */
+#define VAS_CAPTURE_HIDE	(1U << 0)	/* hide from this process's PAGEMAP_SCAN
+						 * until the session closes */
+
+struct vas_capture {
+	__s32 pidfd;		/* in: needs PTRACE_MODE_ATTACH */
+	__u32 flags;		/* in: VAS_CAPTURE_* */
+	__u64 vmas;		/* out: captured VMAs */
+	__u64 pages;		/* out: resident 4 KiB pages now shared, huge ones too */
+	__u64 huge_pages;	/* out: of these, PMD-mapped (in 4 KiB pages) */
+	__u64 swap_pages;	/* out: swap entries now shared */
+	__u64 copied_pages;	/* out: pinned pages that had to be copied */
+	__u64 reserved[2];
+};
+
+/*
+ * Replace memory of a task by the memory of a VAS, copy-on-write, keeping the
+ * target's VMA flags.  [src, src + len) of the VAS appears at dst; len 0 means
+ * the whole VAS at the addresses it was captured from.  The target must have
+ * private anonymous VMAs at exactly the captured VMAs' places, else EBUSY/
+ * ENOENT/EFAULT and nothing happened.
+ */
+struct vas_attach {
+	__s32 pidfd;		/* in: needs PTRACE_MODE_ATTACH */
+	__u32 flags;		/* in: 0 */
+	__u64 src;		/* in: page aligned */
+	__u64 len;		/* in: page aligned; 0: all */
+	__u64 dst;		/* in: page aligned; ignored where len is 0 */
+	__u64 vmas;		/* out */
+	__u64 pages;		/* out: resident pages now shared */
+	__u64 reserved[2];
+};
+
+struct vas_stat {
+	__u64 id;
+	char  name[VAS_NAME_MAX];
+	__u32 mode;
+	__u32 uid;		/* owner, in the caller's user namespace */
+	__u32 gid;
+	__u32 state;		/* VAS_STATE_* */
+	__u64 created_ns;	/* CLOCK_REALTIME */
+	__u64 vmas;
+	__u64 bytes;		/* sum of the lengths of its VMAs */
+	__u64 pages;		/* resident 4 KiB pages */
+	__u64 huge_pages;	/* of these, PMD-mapped */
+	__u64 swap_pages;
+	__u64 attaches;		/* attaches since it was created */
+	__u64 users;		/* open VAS files, this one included */
+	__u64 reserved[4];
+};
+
+#define VAS_STATE_EMPTY		0	/* created, nothing captured yet */
+#define VAS_STATE_TRANSIENT	1	/* captured, goes with its session */
+#define VAS_STATE_COMMITTED	2	/* lives until it is deleted */
+
+struct vas_range {
+	__u64 start;
+	__u64 end;
+	__u64 pages;		/* resident */
+	__u32 prot;		/* PROT_* at the time of the capture */
+	__u32 flags;		/* VAS_RANGE_* */
+};
+
+#define VAS_RANGE_HUGE		(1U << 0)	/* holds PMD-mapped pages */
+
+struct vas_ranges {
+	__u64 start;		/* in: first address of interest; out: where to go on, 0 at the end */
+	__u64 ranges;		/* in: pointer to struct vas_range[count] */
+	__u32 count;		/* in: capacity; out: filled */
+	__u32 reserved;
+};
+
+#define VAS_DELETE_FORCE	(1U << 0)	/* even while other VAS files are open: it
+						 * loses its name and id now, its memory
+						 * with the last file.  Without: EBUSY */
+struct vas_delete {
+	__u32 flags;
+	__u32 reserved;
+};
+
+#define VAS_IOC_MAGIC		0xD7
+
+/* on a session */
+#define VAS_IOC_INFO		_IOR(VAS_IOC_MAGIC, 0x00, struct vas_info)
+#define VAS_IOC_CREATE		_IOWR(VAS_IOC_MAGIC, 0x01, struct vas_create)	/* returns a VAS file, O_CLOEXEC */
+#define VAS_IOC_OPEN		_IOWR(VAS_IOC_MAGIC, 0x02, struct vas_open)	/* returns a VAS file, O_CLOEXEC */
+#define VAS_IOC_COMMIT		_IO(VAS_IOC_MAGIC, 0x03)	/* makes all of the session permanent */
+
+/* on a VAS file */
+#define VAS_IOC_CAPTURE		_IOWR(VAS_IOC_MAGIC, 0x10, struct vas_capture)
+#define VAS_IOC_ATTACH		_IOWR(VAS_IOC_MAGIC, 0x11, struct vas_attach)
+#define VAS_IOC_STAT		_IOR(VAS_IOC_MAGIC, 0x12, struct vas_stat)
+#define VAS_IOC_RANGES		_IOWR(VAS_IOC_MAGIC, 0x13, struct vas_ranges)
+#define VAS_IOC_DELETE		_IOW(VAS_IOC_MAGIC, 0x14, struct vas_delete)
+
+#endif /* _UAPI_LINUX_VAS_H */

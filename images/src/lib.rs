@@ -1,0 +1,1 @@
+//! Builds and caches the guest kernel and the guest image.

@@ -1,0 +1,216 @@
+//! Mirror of `<linux/vas.h>`.
+
+/// Version of the interface that this crate speaks.
+pub const VAS_ABI_VERSION: u32 = 1;
+/// Longest VAS name in bytes, with its terminating NUL.
+pub const VAS_NAME_MAX: usize = 128;
+
+/// `VasInfo::features`: captured memory can be hidden from PAGEMAP_SCAN.
+pub const VAS_FEATURE_PAGEMAP_HIDE: u64 = 1 << 0;
+/// `VasOpen::access`: stat, ranges, attach.
+pub const VAS_ACCESS_READ: u32 = 1 << 0;
+/// `VasOpen::access`: capture, delete.
+pub const VAS_ACCESS_WRITE: u32 = 1 << 1;
+/// `VasCapture::flags`: hide the captured memory from this process's PAGEMAP_SCAN.
+pub const VAS_CAPTURE_HIDE: u32 = 1 << 0;
+/// `VasStat::state`: created, nothing captured yet.
+pub const VAS_STATE_EMPTY: u32 = 0;
+/// `VasStat::state`: captured, goes with its session.
+pub const VAS_STATE_TRANSIENT: u32 = 1;
+/// `VasStat::state`: lives until it is deleted.
+pub const VAS_STATE_COMMITTED: u32 = 2;
+/// `VasRange::flags`: holds PMD-mapped pages.
+pub const VAS_RANGE_HUGE: u32 = 1 << 0;
+/// `VasDelete::flags`: delete even while others have it open.
+pub const VAS_DELETE_FORCE: u32 = 1 << 0;
+
+/// `struct vas_info`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VasInfo {
+    /// Version that the kernel speaks.
+    pub abi_version: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// `VAS_FEATURE_*`.
+    pub features: u64,
+}
+
+/// `struct vas_create`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VasCreate {
+    /// NUL-terminated name.
+    pub name: [u8; VAS_NAME_MAX],
+    /// Permission bits.
+    pub mode: u32,
+    /// Zero.
+    pub flags: u32,
+    /// Out: the new id.
+    pub id: u64,
+}
+
+/// `struct vas_open`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VasOpen {
+    /// Id, or 0 to look up by name.
+    pub id: u64,
+    /// NUL-terminated name.
+    pub name: [u8; VAS_NAME_MAX],
+    /// `VAS_ACCESS_*`.
+    pub access: u32,
+    /// Zero.
+    pub flags: u32,
+}
+
+/// `struct vas_capture`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VasCapture {
+    /// The task.
+    pub pidfd: i32,
+    /// `VAS_CAPTURE_*`.
+    pub flags: u32,
+    /// Out: captured VMAs.
+    pub vmas: u64,
+    /// Out: resident 4 KiB pages now shared.
+    pub pages: u64,
+    /// Out: of these, PMD-mapped (counted in 4 KiB pages).
+    pub huge_pages: u64,
+    /// Out: swap entries now shared.
+    pub swap_pages: u64,
+    /// Out: pinned pages that had to be copied.
+    pub copied_pages: u64,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+/// `struct vas_attach`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VasAttach {
+    /// The task.
+    pub pidfd: i32,
+    /// Zero.
+    pub flags: u32,
+    /// Start in the VAS.
+    pub src: u64,
+    /// Length in bytes; 0 for the whole VAS in place.
+    pub len: u64,
+    /// Start in the target.
+    pub dst: u64,
+    /// Out: attached VMAs.
+    pub vmas: u64,
+    /// Out: resident pages now shared.
+    pub pages: u64,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+/// `struct vas_stat`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VasStat {
+    /// Id.
+    pub id: u64,
+    /// NUL-terminated name.
+    pub name: [u8; VAS_NAME_MAX],
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Owning group.
+    pub gid: u32,
+    /// `VAS_STATE_*`.
+    pub state: u32,
+    /// Creation time, nanoseconds of CLOCK_REALTIME.
+    pub created_ns: u64,
+    /// VMAs.
+    pub vmas: u64,
+    /// Sum of the lengths of its VMAs, in bytes.
+    pub bytes: u64,
+    /// Resident 4 KiB pages.
+    pub pages: u64,
+    /// Of these, PMD-mapped (counted in 4 KiB pages).
+    pub huge_pages: u64,
+    /// Swap entries.
+    pub swap_pages: u64,
+    /// Attaches since it was created.
+    pub attaches: u64,
+    /// Open VAS files.
+    pub users: u64,
+    /// Zero.
+    pub reserved: [u64; 4],
+}
+
+/// `struct vas_range`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VasRange {
+    /// First address.
+    pub start: u64,
+    /// End, exclusive.
+    pub end: u64,
+    /// Resident 4 KiB pages.
+    pub pages: u64,
+    /// `PROT_*` at the time of the capture.
+    pub prot: u32,
+    /// `VAS_RANGE_*`.
+    pub flags: u32,
+}
+
+/// `struct vas_ranges`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VasRanges {
+    /// First address of interest; out: where to go on, 0 at the end.
+    pub start: u64,
+    /// Address of an array of `VasRange`.
+    pub ranges: u64,
+    /// Capacity of the array; out: entries filled.
+    pub count: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// `struct vas_delete`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VasDelete {
+    /// `VAS_DELETE_*`.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+const MAGIC: u32 = 0xD7;
+const WRITE: u32 = 1;
+const READ: u32 = 2;
+
+/// Encodes an ioctl number as `_IOC()` of `<asm-generic/ioctl.h>` does.
+const fn ioc(dir: u32, nr: u32, size: usize) -> u32 {
+    assert!(size < 1 << 14);
+    #[allow(clippy::cast_possible_truncation)] // asserted above
+    let size = size as u32;
+    dir << 30 | size << 16 | MAGIC << 8 | nr
+}
+
+/// On a session: version and features.
+pub const VAS_IOC_INFO: u32 = ioc(READ, 0x00, size_of::<VasInfo>());
+/// On a session: a new VAS; returns its file.
+pub const VAS_IOC_CREATE: u32 = ioc(READ | WRITE, 0x01, size_of::<VasCreate>());
+/// On a session: an existing VAS; returns its file.
+pub const VAS_IOC_OPEN: u32 = ioc(READ | WRITE, 0x02, size_of::<VasOpen>());
+/// On a session: makes all of its VASes permanent.
+pub const VAS_IOC_COMMIT: u32 = ioc(0, 0x03, 0);
+/// On a VAS file: shares a task's memory with it.
+pub const VAS_IOC_CAPTURE: u32 = ioc(READ | WRITE, 0x10, size_of::<VasCapture>());
+/// On a VAS file: shares its memory with a task.
+pub const VAS_IOC_ATTACH: u32 = ioc(READ | WRITE, 0x11, size_of::<VasAttach>());
+/// On a VAS file: what it is.
+pub const VAS_IOC_STAT: u32 = ioc(READ, 0x12, size_of::<VasStat>());
+/// On a VAS file: its VMAs.
+pub const VAS_IOC_RANGES: u32 = ioc(READ | WRITE, 0x13, size_of::<VasRanges>());
+/// On a VAS file: deletes it.
+pub const VAS_IOC_DELETE: u32 = ioc(WRITE, 0x14, size_of::<VasDelete>());

@@ -1,0 +1,1 @@
+//! Guest RAM files and the snapshot store in host DRAM.

@@ -1,0 +1,1 @@
+//! The guest agent, its protocol and client.

@@ -1,0 +1,1 @@
+//! In-memory container snapshots: stock CRIU with a VAS plugin.

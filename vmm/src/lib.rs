@@ -1,0 +1,1 @@
+//! mvasvm: the rust-vmm microVM monitor of VAS-CRIU.
