@@ -1,1 +1,14 @@
 //! mvasvm: the rust-vmm microVM monitor of VAS-CRIU.
+//!
+//! [`run::run`] takes a [`config::VmConfig`] and blocks until the microVM ends.
+//! `docs/VMM.md` shows the memory map, the boot protocol, the threads and the ways out.
+
+pub mod boot;
+pub mod config;
+pub mod devices;
+pub mod memory;
+pub mod metrics;
+pub mod run;
+pub mod vcpu;
+pub mod virtio;
+pub mod vm;

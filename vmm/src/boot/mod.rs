@@ -1,0 +1,1 @@
+//! Boot: kernel loader, boot parameters, ACPI tables.

@@ -1,0 +1,1 @@
+//! vCPUs: registers, CPUID, MSRs, and the threads that run them.

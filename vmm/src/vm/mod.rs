@@ -1,0 +1,1 @@
+//! The KVM virtual machine: in-kernel interrupt controllers, clock, memory slots.
