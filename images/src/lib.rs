@@ -1,1 +1,16 @@
-//! Builds and caches the guest kernel and the guest image.
+//! Builds and caches the guest kernel, its self-tests and the guest image.
+//!
+//! Every product is a directory in the cache whose name is a hash of all of its
+//! inputs ([`key`]), made elsewhere and renamed when whole ([`cache`]). So a
+//! second run finds it, a changed input makes another one, and an interrupted
+//! build leaves nothing that looks finished. `docs/BUILD.md` tells the layout.
+
+pub mod cache;
+pub mod cargo;
+pub mod image;
+pub mod kconfig;
+pub mod kernel;
+pub mod key;
+pub mod status;
+pub mod step;
+pub mod workspace;

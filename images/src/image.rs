@@ -1,0 +1,260 @@
+//! The guest image: Debian's packages, our programs, the tests, in one ext4 file.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cache::Cache;
+use crate::cargo::{self, Artifact, Kind};
+use crate::key::{Inputs, Key};
+use crate::step::Steps;
+use crate::workspace::Workspace;
+
+/// Kind of the cache entries with Debian's packages only.
+pub const BASE: &str = "base";
+/// Kind of the cache entries with whole images.
+pub const IMAGE: &str = "image";
+/// The Debian release in the guest: it has CRIU 4.1.
+const SUITE: &str = "trixie";
+/// Part of every key here: raise it when this file builds differently.
+const RECIPE: &str = "1";
+
+/// The crates whose commands and libraries go into the image.
+const CRATES: [&str; 4] = ["vascriu", "vascriu-plugin", "mvas-agent", "mvas-exp"];
+
+/// Where a program goes in the image.
+const PLACES: [(&str, Kind, &str); 4] = [
+    ("vascriu", Kind::Binary, "usr/bin/vascriu"),
+    ("mvas-exp", Kind::Binary, "usr/bin/mvas-exp"),
+    ("mvas-agent", Kind::Binary, "usr/lib/mvas/agent"),
+    ("vas_plugin", Kind::Cdylib, "usr/lib/vascriu/vas_plugin.so"),
+];
+
+/// Integration tests with this prefix need the guest and go into the image.
+const GUEST_TEST: &str = "guest";
+/// Where they go.
+const TESTS: &str = "usr/lib/mvas/tests";
+/// Where the kernel's self-tests go.
+const SELFTESTS: &str = "usr/lib/mvas/selftests";
+
+/// Builds the guest image.
+#[derive(Debug)]
+pub struct Builder<'a> {
+    cache: &'a Cache,
+    workspace: &'a Workspace,
+}
+
+impl<'a> Builder<'a> {
+    /// A builder of images of this checkout.
+    #[must_use]
+    pub fn new(cache: &'a Cache, workspace: &'a Workspace) -> Self {
+        Self { cache, workspace }
+    }
+
+    /// The key of the entry with Debian's packages.
+    ///
+    /// # Errors
+    /// When the recipe cannot be read.
+    pub fn base_key(&self) -> Result<Key> {
+        Ok(Inputs::new(BASE)
+            .text("recipe", RECIPE)
+            .text("suite", SUITE)
+            .file("packages", &self.packages_file())?
+            .key())
+    }
+
+    fn packages_file(&self) -> PathBuf {
+        self.workspace.path("images/recipe/packages")
+    }
+
+    /// Finds or makes the tar file with Debian's packages.
+    ///
+    /// # Errors
+    /// When mmdebstrap fails.
+    pub fn base(&self) -> Result<PathBuf> {
+        let key = self.base_key()?;
+        let _lock = self.cache.lock(BASE, || waiting("base image"))?;
+        let entry = self.cache.find_or_build(BASE, &key, |out| -> Result<()> {
+            let packages = fs::read_to_string(self.packages_file())?;
+            let packages = package_list(&packages);
+            ensure!(
+                !packages.is_empty(),
+                "{} lists no package",
+                self.packages_file().display()
+            );
+            let mut mmdebstrap = Command::new("mmdebstrap");
+            mmdebstrap.args(["--variant=minbase", "--aptopt=Acquire::Retries \"3\""]);
+            for excluded in ["man", "info", "locale", "doc"] {
+                mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/share/{excluded}/*"));
+            }
+            mmdebstrap
+                .arg(format!("--include={}", packages.join(",")))
+                .arg(SUITE)
+                .arg(out.join("base.tar"));
+            Ok(self.steps(BASE)?.run(
+                &format!("installing {} Debian packages", packages.len()),
+                &mut mmdebstrap,
+            )?)
+        })?;
+        Ok(entry.join("base.tar"))
+    }
+
+    /// Finds or makes the image with our programs and the self-tests of the
+    /// kernel, and points `current/` to it.
+    ///
+    /// # Errors
+    /// When a program does not build or the image cannot be packed.
+    pub fn image(&self, selftests: &Path) -> Result<PathBuf> {
+        let base = self.base()?;
+        let files = self.our_files(selftests)?;
+        let pack = self.workspace.path("images/recipe/pack");
+        let overlay = self.workspace.path("images/rootfs");
+        let mut inputs = Inputs::new(IMAGE)
+            .text("recipe", RECIPE)
+            .with_key(BASE, &self.base_key()?)
+            .file("pack", &pack)?
+            .tree("rootfs", &overlay)?;
+        for (to, from) in &files {
+            inputs = inputs.file(to, from)?;
+        }
+        let _lock = self.cache.lock(IMAGE, || waiting("image"))?;
+        let entry = self
+            .cache
+            .find_or_build(IMAGE, &inputs.key(), |out| -> Result<()> {
+                // A temporary folder beside, as `out` is what the cache keeps.
+                let work = tempfile::tempdir_in(self.cache.dir("work")?)?;
+                let stage = work.path().join("stage");
+                for (to, from) in &files {
+                    copy(from, &stage.join(to))?;
+                }
+                // Only root may make files of other users; fakeroot lets anybody pretend to.
+                let mut command = if is_root() {
+                    Command::new(&pack)
+                } else {
+                    let mut fakeroot = Command::new("fakeroot");
+                    fakeroot.arg(&pack);
+                    fakeroot
+                };
+                command
+                    .arg(work.path().join("tree"))
+                    .arg(out.join("rootfs.ext4"))
+                    .args([&base, &overlay, &stage]);
+                Ok(self.steps(IMAGE)?.run("packing the image", &mut command)?)
+            })?;
+        let image = entry.join("rootfs.ext4");
+        self.cache.set_current("rootfs.ext4", &image)?;
+        Ok(image)
+    }
+
+    fn steps(&self, name: &str) -> Result<Steps> {
+        Ok(Steps::new(
+            &self.cache.dir("logs")?.join(format!("{name}.log")),
+        )?)
+    }
+
+    /// Builds our programs; returns pairs of the path in the image and the file.
+    fn our_files(&self, selftests: &Path) -> Result<Vec<(String, PathBuf)>> {
+        let packages: Vec<&str> = CRATES.iter().flat_map(|name| ["-p", *name]).collect();
+        let with = |first: &[&'static str]| [first, &packages].concat();
+        let mut built = cargo::build(self.workspace.root(), &with(&["build", "--release"]))?;
+        built.extend(cargo::build(
+            self.workspace.root(),
+            &with(&["test", "--release", "--no-run", "--test", "*"]),
+        )?);
+        let mut files = places(&built);
+        for file in crate::key::files_below(selftests)? {
+            let relative = file.strip_prefix(selftests)?.display();
+            files.push((format!("{SELFTESTS}/{relative}"), file.clone()));
+        }
+        files.sort();
+        Ok(files)
+    }
+}
+
+fn waiting(what: &str) {
+    eprintln!("  waiting for another build of the {what} …");
+}
+
+/// The packages of a recipe: one a line, with comments after `#`.
+fn package_list(recipe: &str) -> Vec<&str> {
+    recipe
+        .lines()
+        .filter_map(|line| line.split('#').next())
+        .flat_map(str::split_whitespace)
+        .collect()
+}
+
+/// Where each artifact goes; those with no place in the image are left out.
+fn places(built: &[Artifact]) -> Vec<(String, PathBuf)> {
+    built
+        .iter()
+        .filter_map(|artifact| {
+            let place = if artifact.kind == Kind::Test {
+                let wanted = artifact.name.starts_with(GUEST_TEST);
+                wanted.then(|| format!("{TESTS}/{}", artifact.name))
+            } else {
+                PLACES
+                    .iter()
+                    .find(|(name, kind, _)| *name == artifact.name && *kind == artifact.kind)
+                    .map(|(_, _, place)| (*place).to_string())
+            };
+            Some((place?, artifact.path.clone()))
+        })
+        .collect()
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let parent = to.parent().unwrap_or(to);
+    fs::create_dir_all(parent)
+        .and_then(|()| fs::copy(from, to).map(drop))
+        .and_then(|()| {
+            let mode = fs::metadata(from)?.permissions().mode();
+            let mode = if mode & 0o100 == 0 { 0o644 } else { 0o755 };
+            fs::set_permissions(to, fs::Permissions::from_mode(mode))
+        })
+        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing, changes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recipe_may_have_comments_and_several_packages_a_line() {
+        let recipe = "# tools\ncriu  runc # containers\n\nprocps\n#strace\n";
+        assert_eq!(package_list(recipe), ["criu", "runc", "procps"]);
+    }
+
+    #[test]
+    fn only_tests_that_need_the_guest_and_known_programs_go_into_the_image() {
+        let artifact = |name: &str, kind| Artifact {
+            name: name.into(),
+            kind,
+            path: format!("/t/{name}").into(),
+        };
+        let built = [
+            artifact("vascriu", Kind::Binary),
+            artifact("vas_plugin", Kind::Cdylib),
+            artifact("guest_dump", Kind::Test),
+            artifact("cli", Kind::Test),
+            artifact("helper", Kind::Binary),
+        ];
+        let to: Vec<String> = places(&built).into_iter().map(|(to, _)| to).collect();
+        assert_eq!(
+            to,
+            [
+                "usr/bin/vascriu",
+                "usr/lib/vascriu/vas_plugin.so",
+                "usr/lib/mvas/tests/guest_dump"
+            ]
+        );
+    }
+}
