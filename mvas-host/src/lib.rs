@@ -1,1 +1,9 @@
-//! Guest RAM files and the snapshot store in host DRAM.
+//! Guest RAM files and the snapshot store in host DRAM. Knows nothing of KVM.
+//!
+//! [`RamFile`] is the file that backs a guest's memory; [`FileRange`] names a part of it.
+
+mod ram;
+mod range;
+
+pub use ram::{RamError, RamFile};
+pub use range::{FileOffset, FileRange};

@@ -2,5 +2,78 @@
 //! slots, and remapping. One module owns all four, because the host store remaps 2 MiB
 //! blocks under running vCPUs.
 
+mod guest_ram;
+pub mod layout;
+
+use std::io;
+
+use thiserror::Error;
+use vm_memory::GuestAddress;
+
+use mvas_host::{FileRange, RamError};
+
+pub use guest_ram::{GuestRam, Sharing};
+pub use layout::PhysBits;
+
 /// Guest memory as devices see it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+
+/// Why guest memory could not be provided or remapped.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The guest's CPUs could not address all of it.
+    #[error(
+        "{} MiB of guest memory are too many: this host's CPUs address {bits} bits, so at most {} MiB",
+        mem >> 20, limit >> 20
+    )]
+    TooLarge {
+        /// What was asked for, bytes.
+        mem: u64,
+        /// Width of a guest-physical address.
+        bits: u32,
+        /// The most that fits, bytes.
+        limit: u64,
+    },
+    /// The RAM file could not be made.
+    #[error("cannot make the guest's RAM file")]
+    File(#[from] RamError),
+    /// The RAM file is smaller than the guest's memory.
+    #[error("the RAM file has {file} bytes, the guest {mem}")]
+    FileSize {
+        /// Size of the file, bytes.
+        file: u64,
+        /// Size of guest memory, bytes.
+        mem: u64,
+    },
+    /// The host's address space has no room.
+    #[error("cannot map {} MiB of guest memory: ask for less, or raise the limit on virtual memory (ulimit -v)", len >> 20)]
+    Map {
+        /// Bytes to map.
+        len: u64,
+        /// Why `mmap` failed.
+        source: io::Error,
+    },
+    /// Two ranges of guest memory overlap or overflow.
+    #[error("guest memory cannot be laid out")]
+    Layout(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// KVM refused a memory slot.
+    #[error("KVM refuses memory slot {slot} ({} MiB at {gpa:#x})", len >> 20)]
+    Slot {
+        /// Slot number.
+        slot: u32,
+        /// Its guest-physical address.
+        gpa: u64,
+        /// Its size, bytes.
+        len: u64,
+        /// KVM's reason.
+        source: kvm_ioctls::Error,
+    },
+    /// A block to remap is not on 2 MiB boundaries, or not in guest memory or the RAM file.
+    #[error("cannot remap guest address {:#x} to {file} of the RAM file: not whole 2 MiB blocks of both", gpa.0)]
+    BadBlock {
+        /// Where in the guest.
+        gpa: GuestAddress,
+        /// Where in the file.
+        file: FileRange,
+    },
+}
