@@ -1,0 +1,386 @@
+//! State and configuration space of a block device.
+
+use std::io;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::disk::{Disk, SECTOR};
+use super::metrics::BlockMetrics;
+use super::request::execute;
+use crate::virtio::device::{
+    ActivateArgs, ActivateError, COMMON_FEATURES, DeviceState, VirtioDevice, read_config_from,
+    start,
+};
+use crate::virtio::queue::{BUDGET, End, RingError, process};
+
+const QUEUE_SIZES: [u16; 1] = [256];
+
+/// The most data segments in a request: with header and status, a chain of 256 descriptors.
+pub const SEG_MAX: u32 = 254;
+/// The most bytes in a segment.
+pub const SIZE_MAX: u32 = 64 << 10;
+
+/// The device.
+#[derive(Debug)]
+pub struct Block {
+    pub(super) events: [EventFd; 1],
+    state: DeviceState,
+    disk: Disk,
+    config: [u8; 24],
+    metrics: Arc<BlockMetrics>,
+}
+
+impl Block {
+    /// A device for an open image.
+    ///
+    /// # Errors
+    /// An event cannot be made: too many open files.
+    pub fn new(disk: Disk) -> io::Result<Self> {
+        // struct virtio_blk_config: capacity, size_max, seg_max, geometry (unused), blk_size.
+        let mut config = [0; 24];
+        config[0..8].copy_from_slice(&disk.sectors().to_le_bytes());
+        config[8..12].copy_from_slice(&SIZE_MAX.to_le_bytes());
+        config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
+        config[20..22].copy_from_slice(&SECTOR.to_le_bytes()[..2]);
+        Ok(Self {
+            events: [EventFd::new(EFD_NONBLOCK)?],
+            state: DeviceState::Inactive,
+            disk,
+            config,
+            metrics: Arc::default(),
+        })
+    }
+
+    /// Its counters.
+    pub fn metrics(&self) -> Arc<BlockMetrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Carries out what is in the queue.
+    pub(super) fn process_queue(&mut self) {
+        if let Err(error) = self.try_process_queue() {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "block device stopped"
+            );
+            self.state.fail();
+        }
+    }
+
+    fn try_process_queue(&mut self) -> Result<(), RingError> {
+        let Some(active) = self.state.activated() else {
+            return Ok(());
+        };
+        let mem = Arc::clone(&active.mem);
+        let (disk, metrics) = (&self.disk, &self.metrics);
+        let progress = process(&mut active.queues[0], &mem, BUDGET, |chain| {
+            crate::virtio::queue::Verdict::Used(execute(chain, disk, metrics))
+        })?;
+        if progress.notify {
+            active.interrupt.queue_used();
+        }
+        if progress.end == End::Budget {
+            // Cannot fail: the counter is far from its limit.
+            let _ = self.events[0].write(1);
+        }
+        Ok(())
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        let read_only = u64::from(self.disk.is_read_only()) << VIRTIO_BLK_F_RO;
+        COMMON_FEATURES
+            | 1 << VIRTIO_BLK_F_SIZE_MAX
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_FLUSH
+            | read_only
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn queue_events(&self) -> &[EventFd] {
+        &self.events
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_from(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, args: ActivateArgs) -> Result<(), ActivateError> {
+        start(&mut self.state, &self.events, args)
+    }
+
+    fn reset(&mut self) {
+        self.state = DeviceState::Inactive;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::virtio::test_utils::{Driver, Piece, hostile_queue_tests};
+
+    const IN: u32 = 0;
+    const OUT: u32 = 1;
+    const FLUSH: u32 = 4;
+    const GET_ID: u32 = 8;
+    const DISK_SIZE: u64 = 1 << 20;
+
+    struct Rig {
+        image: tempfile::NamedTempFile,
+        device: Block,
+        driver: Driver,
+    }
+
+    fn rig(read_only: bool) -> Rig {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let content: Vec<u8> = (0..DISK_SIZE).map(|at| (at / 512 % 251) as u8).collect();
+        image.as_file().write_all_at(&content, 0).unwrap();
+        let mut device = Block::new(Disk::open(image.path(), read_only).unwrap()).unwrap();
+        let driver = Driver::start(&mut device);
+        Rig {
+            image,
+            device,
+            driver,
+        }
+    }
+
+    impl Rig {
+        /// Sends one request; returns its status byte, used length and data.
+        fn request(&mut self, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32, Vec<u8>) {
+            let mut pieces = vec![header(kind, sector)];
+            pieces.extend_from_slice(data);
+            pieces.push(Piece::write(1));
+            let sent = self.driver.send(0, &pieces);
+            self.device.process_queue();
+            let used = self.driver.used(0);
+            assert_eq!(used.len(), 1);
+            assert_eq!(used[0].0, sent.head);
+            let bytes = (1..=data.len()).flat_map(|i| self.driver.read(&sent, i));
+            let bytes = bytes.collect();
+            let status = self.driver.read(&sent, pieces.len() - 1)[0];
+            (status, used[0].1, bytes)
+        }
+
+        fn image_at(&self, offset: u64, len: usize) -> Vec<u8> {
+            let mut bytes = vec![0; len];
+            self.image
+                .as_file()
+                .read_exact_at(&mut bytes, offset)
+                .unwrap();
+            bytes
+        }
+    }
+
+    fn header(kind: u32, sector: u64) -> Piece {
+        let mut bytes = kind.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&sector.to_le_bytes());
+        Piece::Read(bytes)
+    }
+
+    #[test]
+    fn a_read_fills_several_segments_in_order() {
+        let mut rig = rig(true);
+        let data = [Piece::write(512), Piece::write(1024), Piece::write(512)];
+        let (status, used, bytes) = rig.request(IN, 100, &data);
+        assert_eq!((status, used), (0, 2049));
+        assert_eq!(bytes, rig.image_at(100 * 512, 2048));
+        assert_eq!(rig.device.metrics().read_bytes.get(), 2048);
+    }
+
+    #[test]
+    fn a_write_reaches_the_image_and_a_flush_succeeds() {
+        let mut rig = rig(false);
+        let data = [Piece::Read(vec![7; 512]), Piece::Read(vec![9; 1024])];
+        assert_eq!(rig.request(OUT, 3, &data).0, 0);
+        assert_eq!(rig.request(FLUSH, 0, &[]).0, 0);
+        let image = rig.image_at(3 * 512, 1536);
+        assert!(image[..512].iter().all(|byte| *byte == 7));
+        assert!(image[512..].iter().all(|byte| *byte == 9));
+    }
+
+    #[test]
+    fn framing_of_header_data_and_status_does_not_matter() {
+        let mut rig = rig(true);
+        let Piece::Read(head) = header(IN, 5) else {
+            unreachable!()
+        };
+        let pieces = [
+            Piece::read(&head[..3]),
+            Piece::read(&head[3..]),
+            Piece::write(100),
+            // The rest of the data, and the status.
+            Piece::write(413),
+        ];
+        let sent = rig.driver.send_indirect(0, &pieces);
+        rig.device.process_queue();
+        assert_eq!(rig.driver.used(0), [(sent.head, 513)]);
+        let mut bytes = rig.driver.read(&sent, 2);
+        bytes.extend(rig.driver.read(&sent, 3));
+        assert_eq!(bytes.pop(), Some(0));
+        assert_eq!(bytes, rig.image_at(5 * 512, 512));
+    }
+
+    #[test]
+    fn the_identity_is_told() {
+        let mut rig = rig(true);
+        let (status, used, bytes) = rig.request(GET_ID, 0, &[Piece::write(20)]);
+        assert_eq!((status, used), (0, 21));
+        assert_eq!(bytes, rig.device.disk.id());
+        assert_eq!(rig.request(GET_ID, 0, &[Piece::write(19)]).0, 1);
+    }
+
+    #[test]
+    fn a_batch_of_requests_interrupts_once() {
+        let mut rig = rig(true);
+        for sector in 0..50 {
+            rig.driver
+                .send(0, &[header(IN, sector), Piece::write(512), Piece::write(1)]);
+        }
+        rig.device.process_queue();
+        assert_eq!(rig.driver.used(0).len(), 50);
+        assert_eq!(rig.driver.interrupts(), 1);
+        assert_eq!(rig.driver.interrupt.status(), 1);
+    }
+
+    #[test]
+    fn requests_out_of_range_or_of_odd_length_are_io_errors() {
+        let sectors = DISK_SIZE / 512;
+        for (kind, sector, len) in [
+            (IN, sectors, 512),
+            (IN, sectors - 1, 1024),
+            (IN, u64::MAX, 512),
+            (IN, u64::MAX / 512, 512),
+            (IN, 0, 511),
+            (IN, 0, 0),
+            (OUT, sectors, 512),
+            (OUT, 0, 513),
+            (OUT, 0, 0),
+        ] {
+            let mut rig = rig(false);
+            let data = match kind {
+                IN => Piece::write(len),
+                _ => Piece::Read(vec![1; usize::try_from(len).unwrap()]),
+            };
+            let before = rig.image_at(0, 4096);
+            assert_eq!(
+                rig.request(kind, sector, &[data]).0,
+                1,
+                "{kind} {sector} {len}"
+            );
+            assert_eq!(rig.image_at(0, 4096), before);
+            assert_eq!(rig.device.metrics().bad_requests.get(), 1);
+        }
+    }
+
+    #[test]
+    fn a_request_with_more_data_than_offered_is_an_io_error() {
+        let mut rig = rig(true);
+        let data = vec![Piece::write(1 << 20); 16];
+        assert_eq!(rig.request(IN, 0, &data).0, 1);
+    }
+
+    #[test]
+    fn a_read_only_disk_is_never_written() {
+        let mut rig = rig(true);
+        assert_ne!(rig.device.features() & 1 << VIRTIO_BLK_F_RO, 0);
+        assert_eq!(rig.request(OUT, 0, &[Piece::Read(vec![1; 512])]).0, 1);
+        assert_eq!(rig.image_at(0, 512), vec![0; 512]);
+    }
+
+    #[test]
+    fn unknown_requests_are_unsupported() {
+        for kind in [2, 3, 5, 11, 13, u32::MAX] {
+            assert_eq!(rig(false).request(kind, 0, &[]).0, 2, "{kind}");
+        }
+    }
+
+    #[test]
+    fn an_image_that_shrinks_gives_io_errors() {
+        let mut rig = rig(true);
+        rig.image.as_file().set_len(512).unwrap();
+        assert_eq!(rig.request(IN, 0, &[Piece::write(512)]).0, 0);
+        assert_eq!(rig.request(IN, 1, &[Piece::write(512)]).0, 1);
+        assert_eq!(rig.device.metrics().host_errors.get(), 1);
+    }
+
+    #[test]
+    fn chains_without_header_or_status_are_returned_empty() {
+        for pieces in [
+            vec![Piece::write(1)],
+            vec![Piece::read(&[0; 15]), Piece::write(513)],
+            vec![header(IN, 0)],
+            vec![header(IN, 0), Piece::write(0)],
+        ] {
+            let mut rig = rig(true);
+            let sent = rig.driver.send(0, &pieces);
+            rig.device.process_queue();
+            assert_eq!(rig.driver.used(0), [(sent.head, 0)]);
+            assert_eq!(rig.device.metrics().bad_chains.get(), 1);
+        }
+    }
+
+    #[test]
+    fn work_for_one_event_is_bounded_and_goes_on_with_the_next() {
+        let mut rig = rig(true);
+        for _ in 0..256 {
+            rig.driver
+                .store(0, 0, virtio_queue::desc::split::Descriptor::new(0, 0, 0, 0));
+            rig.driver.make_available(0, 0);
+        }
+        rig.device.events[0].read().unwrap();
+        rig.device.process_queue();
+        assert_eq!(rig.driver.used(0).len(), 256);
+        assert_eq!(rig.device.events[0].read().unwrap(), 1);
+    }
+
+    #[test]
+    fn the_driver_need_not_kick_while_a_batch_runs() {
+        let mut rig = rig(true);
+        assert_eq!(rig.request(FLUSH, 0, &[]).0, 0);
+        rig.driver.send(0, &[header(FLUSH, 0), Piece::write(1)]);
+        assert!(rig.driver.would_kick(0));
+        rig.driver.send(0, &[header(FLUSH, 0), Piece::write(1)]);
+        assert!(!rig.driver.would_kick(0));
+    }
+
+    #[test]
+    fn configuration_space_tells_the_size_and_the_limits() {
+        let rig = rig(true);
+        let mut config = [0xff; 32];
+        rig.device.read_config(0, &mut config);
+        assert_eq!(config[0..8], 2048u64.to_le_bytes());
+        assert_eq!(config[8..12], (64u32 << 10).to_le_bytes());
+        assert_eq!(config[12..16], 254u32.to_le_bytes());
+        assert_eq!(config[20..24], 512u32.to_le_bytes());
+        assert_eq!(config[24..], [0xff; 8]);
+    }
+
+    hostile_queue_tests!(
+        || {
+            let image = tempfile::NamedTempFile::new().unwrap();
+            image.as_file().set_len(DISK_SIZE).unwrap();
+            let mut device = Block::new(Disk::open(image.path(), false).unwrap()).unwrap();
+            let driver = Driver::start(&mut device);
+            (device, driver)
+        },
+        |device: &mut Block, _queue| device.process_queue()
+    );
+}

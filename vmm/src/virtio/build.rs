@@ -1,0 +1,139 @@
+//! From configuration to devices that the core can put on its bus.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use event_manager::MutEventSubscriber;
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::block::{Block, Disk, DiskError};
+use super::device::VirtioDevice;
+use super::entropy::Entropy;
+use super::mmio::MmioTransport;
+use crate::config::DiskConfig;
+use crate::memory::GuestMemory;
+
+/// Why a device could not be made.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// A disk image is not usable.
+    #[error("cannot attach a disk")]
+    Disk(#[from] DiskError),
+    /// The host has no more of what devices are made of.
+    #[error("cannot make the {device} device")]
+    Io {
+        /// Which.
+        device: &'static str,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The devices that a microVM has besides its entropy source, which it always has.
+#[derive(Debug, Default)]
+pub struct DeviceConfig {
+    /// `/dev/vda`, `/dev/vdb`, …
+    pub disks: Vec<DiskConfig>,
+}
+
+/// A device, ready for the bus, KVM and the event loop.
+pub struct MmioDevice {
+    /// Which it is, for messages.
+    pub name: String,
+    /// Answers a window of [`WINDOW_SIZE`](super::mmio::WINDOW_SIZE) bytes.
+    pub transport: Arc<Mutex<MmioTransport>>,
+    /// Written to raise the interrupt (edge): an irqfd.
+    pub irq: EventFd,
+    /// One for each queue: ioeventfds for 4-byte writes of the queue's index to
+    /// `VIRTIO_MMIO_QUEUE_NOTIFY`. Without them, notifications work through the window too.
+    pub queue_events: Vec<EventFd>,
+    /// To be added to the event loop before the guest runs.
+    pub subscriber: Arc<Mutex<dyn MutEventSubscriber + Send>>,
+}
+
+/// Makes all devices, in the order in which the guest should find them. Images are open and
+/// locked when this returns.
+///
+/// # Errors
+/// One of them cannot be made.
+pub fn build(config: DeviceConfig, mem: &Arc<GuestMemory>) -> Result<Vec<MmioDevice>, BuildError> {
+    let mut devices = Vec::new();
+    for disk in config.disks {
+        let block =
+            Block::new(Disk::open(&disk.path, disk.read_only)?).map_err(io_error("block"))?;
+        let name = format!("disk {}", disk.path.display());
+        devices.push(attach(name, block, mem).map_err(io_error("block"))?);
+    }
+    let entropy = Entropy::new().map_err(io_error("entropy"))?;
+    devices.push(attach("entropy".to_owned(), entropy, mem).map_err(io_error("entropy"))?);
+    Ok(devices)
+}
+
+fn io_error(device: &'static str) -> impl Fn(io::Error) -> BuildError {
+    move |source| BuildError::Io { device, source }
+}
+
+fn attach<D>(name: String, device: D, mem: &Arc<GuestMemory>) -> io::Result<MmioDevice>
+where
+    D: VirtioDevice + MutEventSubscriber + 'static,
+{
+    let device = Arc::new(Mutex::new(device));
+    let irq = EventFd::new(EFD_NONBLOCK)?;
+    let line = Box::new(irq.try_clone()?);
+    let transport = MmioTransport::new(Arc::clone(mem), line, Arc::clone(&device) as _)?;
+    let queue_events = transport.queue_events().iter().map(EventFd::try_clone);
+    Ok(MmioDevice {
+        name,
+        queue_events: queue_events.collect::<io::Result<_>>()?,
+        transport: Arc::new(Mutex::new(transport)),
+        irq,
+        subscriber: device,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use event_manager::{EventManager, SubscriberOps};
+
+    use super::*;
+    use crate::virtio::test_utils::memory;
+
+    #[test]
+    fn devices_come_in_order_and_join_an_event_loop() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(512).unwrap();
+        let disk = DiskConfig {
+            path: image.path().to_owned(),
+            read_only: true,
+        };
+        let config = DeviceConfig {
+            disks: vec![disk.clone(), disk],
+        };
+        let devices = build(config, &memory()).unwrap();
+        let names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
+        assert!(names[0].starts_with("disk ") && names[1].starts_with("disk "));
+        assert_eq!(names[2..], ["entropy"]);
+        let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber + Send>>>::new().unwrap();
+        for device in devices {
+            device.queue_events[0].write(1).unwrap();
+            events.add_subscriber(device.subscriber);
+        }
+        // Kicks before the driver is ready are taken and do nothing.
+        assert_eq!(events.run_with_timeout(0).unwrap(), 3);
+        assert_eq!(events.run_with_timeout(0).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_missing_disk_is_an_error_with_its_cause() {
+        let config = DeviceConfig {
+            disks: vec![DiskConfig {
+                path: "/nonexistent".into(),
+                read_only: true,
+            }],
+        };
+        let error = build(config, &memory()).err().unwrap();
+        assert!(matches!(error, BuildError::Disk(DiskError::Missing(_))));
+    }
+}

@@ -1,0 +1,16 @@
+//! What the entropy device counts.
+
+use crate::metrics::Counter;
+
+/// Counters of one entropy device.
+#[derive(Debug, Default)]
+pub struct EntropyMetrics {
+    /// Requests answered.
+    pub requests: Counter,
+    /// Random bytes given.
+    pub bytes: Counter,
+    /// Chains that broke a rule.
+    pub bad_chains: Counter,
+    /// Times the host gave no randomness.
+    pub host_errors: Counter,
+}
