@@ -1,1 +1,18 @@
 //! In-memory container snapshots: stock CRIU with a VAS plugin.
+//!
+//! [`device`] is `/dev/vas`; [`manifest`] ties a snapshot's tasks to their VASes
+//! and is shared by the plugin and the command; [`store`] is where snapshots are;
+//! [`dump`] and [`restore`] are the two jobs. docs/VASCRIU.md tells how and why.
+
+pub mod check;
+pub mod criu;
+pub mod device;
+pub mod dump;
+pub mod manifest;
+pub mod name;
+pub mod options;
+pub mod process;
+pub mod report;
+pub mod restore;
+pub mod stats;
+pub mod store;

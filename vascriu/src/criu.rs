@@ -1,0 +1,240 @@
+//! Running CRIU: with our plugin, and with what it says when it fails.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use nix::sys::signal::{SigHandler, Signal, signal};
+
+use crate::options;
+use crate::report::{ENV_NAME, ENV_REPORT, Report};
+
+/// Where the plugin is; CRIU loads every `*.so` there.
+pub const LIBDIR: &str = "/usr/lib/vascriu";
+/// The plugin's file name.
+pub const PLUGIN: &str = "vas_plugin.so";
+/// Lines of CRIU's log that are shown.
+const LINES: usize = 12;
+
+/// The directory that `--libdir` names.
+#[must_use]
+pub fn libdir() -> PathBuf {
+    std::env::var_os("VASCRIU_LIBDIR").map_or_else(|| LIBDIR.into(), PathBuf::from)
+}
+
+/// The CRIU to run.
+#[must_use]
+pub fn program() -> PathBuf {
+    std::env::var_os("VASCRIU_CRIU").map_or_else(|| "criu".into(), PathBuf::from)
+}
+
+/// CRIU could not be run, or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be started.
+    #[error("cannot run `{}`: is the package `criu` installed?", .0.display())]
+    Start(PathBuf, #[source] io::Error),
+    /// The plugin is not where it should be.
+    #[error("no CRIU plugin at {0}: is vascriu installed?")]
+    NoPlugin(PathBuf),
+    /// It ended with an error.
+    #[error("CRIU's {action} failed{}", because(.lines))]
+    Failed {
+        /// `dump` or `restore`.
+        action: &'static str,
+        /// What it said, in its order.
+        lines: Vec<String>,
+    },
+    /// It was killed.
+    #[error("CRIU was killed by signal {signal} in its {action}")]
+    Killed {
+        /// `dump` or `restore`.
+        action: &'static str,
+        /// By which.
+        signal: i32,
+    },
+}
+
+fn because(lines: &[String]) -> String {
+    lines
+        .iter()
+        .fold(String::new(), |all, line| format!("{all}\n  {line}"))
+}
+
+/// One run of CRIU.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// `dump` or `restore`.
+    pub action: &'static str,
+    /// The snapshot's name.
+    pub name: &'a str,
+    /// Where the images are.
+    pub images: &'a Path,
+    /// Where the log, the statistics and our report go.
+    pub work: &'a Path,
+    /// Our own options.
+    pub own: Vec<String>,
+    /// The user's, for CRIU.
+    pub user: &'a [String],
+}
+
+impl Run<'_> {
+    fn log(&self) -> PathBuf {
+        let name = options::value(self.user, &["-o", "--log-file"]);
+        self.work
+            .join(name.map_or_else(|| format!("{}.log", self.action), str::to_owned))
+    }
+
+    fn report_path(&self) -> PathBuf {
+        self.work.join("vas-report.log")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(program());
+        command
+            .arg(self.action)
+            .args([OsStr::new("--images-dir"), self.images.as_ref()])
+            .args([OsStr::new("--work-dir"), self.work.as_ref()])
+            .args([OsStr::new("--libdir"), libdir().as_ref()])
+            .args(&self.own);
+        if options::value(self.user, &["-o", "--log-file"]).is_none() {
+            command.arg("--log-file").arg(self.log());
+        }
+        let loud = |a: &String| a.starts_with("-v") || a.starts_with("--verbosity");
+        if !self.user.iter().any(loud) {
+            command.arg("-v1");
+        }
+        command.args(self.user);
+        command
+            .env(ENV_NAME, self.name)
+            .env(ENV_REPORT, self.report_path());
+        command
+            .stdin(Stdio::inherit())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it to its end. Signals from the terminal do not stop it halfway: it
+    /// and we ignore them meanwhile.
+    ///
+    /// # Errors
+    /// See [`Error`]; the plugin's reason comes first.
+    pub fn run(&self) -> Result<Report, Error> {
+        let plugin = libdir().join(PLUGIN);
+        if !plugin.exists() {
+            return Err(Error::NoPlugin(plugin));
+        }
+        let quiet = Quiet::new();
+        let mut child = self
+            .command()
+            .spawn()
+            .map_err(|e| Error::Start(program(), e))?;
+        let stderr = child.stderr.take().map(io::read_to_string);
+        let status = child.wait().map_err(|e| Error::Start(program(), e))?;
+        drop(quiet);
+        let report = Report::load(&self.report_path());
+        let _ = fs::remove_file(self.report_path());
+        let stderr = stderr.and_then(Result::ok).unwrap_or_default();
+        self.judge(status, report, &stderr)
+    }
+
+    fn judge(&self, status: ExitStatus, report: Report, stderr: &str) -> Result<Report, Error> {
+        let action = self.action;
+        if status.success() && report.error.is_none() {
+            return Ok(report);
+        }
+        if let Some(signal) = status.signal() {
+            return Err(Error::Killed { action, signal });
+        }
+        let log = fs::read(self.log()).unwrap_or_default();
+        let mut lines: Vec<String> = report.error.into_iter().collect();
+        lines.extend(telling(&format!(
+            "{}\n{stderr}",
+            String::from_utf8_lossy(&log)
+        )));
+        Err(Error::Failed { action, lines })
+    }
+}
+
+/// The lines of CRIU's output that tell why it failed.
+fn telling(log: &str) -> Vec<String> {
+    let error = |line: &&str| line.contains("Error (") || !line.starts_with('(');
+    let plugin = |line: &&str| !line.contains("Error (vas)");
+    let mut lines: Vec<String> = log
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty() && !l.starts_with("Warn"))
+        .filter(error)
+        .filter(plugin)
+        .map(str::to_owned)
+        .collect();
+    lines.dedup();
+    // The first is the cause, the last its consequences.
+    if lines.len() > LINES {
+        lines.truncate(LINES);
+        lines.push("…".into());
+    }
+    lines
+}
+
+/// While it lives, this process and its new children ignore what a terminal
+/// sends.
+struct Quiet(Vec<(Signal, SigHandler)>);
+
+impl Quiet {
+    fn new() -> Self {
+        let signals = [
+            Signal::SIGINT,
+            Signal::SIGTERM,
+            Signal::SIGHUP,
+            Signal::SIGQUIT,
+        ];
+        let ignore = |s| {
+            // SAFETY: SIG_IGN runs no code.
+            unsafe { signal(s, SigHandler::SigIgn) }
+                .ok()
+                .map(|old| (s, old))
+        };
+        Self(signals.into_iter().filter_map(ignore).collect())
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        for (s, old) in &self.0 {
+            // SAFETY: puts back what was there.
+            let _ = unsafe { signal(*s, *old) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_log_the_errors_are_told_and_the_plugins_only_once() {
+        let log = "(00.01) Info\nError (criu/seize.c:1): no such task\n\
+                   (00.02) Error (criu/cr-dump.c:2): Dumping FAILED.\n\
+                   Warn  (x): y\nError (vas): said in the report\n";
+        assert_eq!(
+            telling(log),
+            [
+                "Error (criu/seize.c:1): no such task",
+                "(00.02) Error (criu/cr-dump.c:2): Dumping FAILED."
+            ]
+        );
+    }
+
+    #[test]
+    fn a_flood_of_errors_is_cut_behind_the_cause() {
+        let log: String = (0..100).map(|i| format!("Error (x): {i}\n")).collect();
+        let lines = telling(&log);
+        assert_eq!(lines.len(), LINES + 1);
+        assert_eq!(lines[0], "Error (x): 0");
+    }
+}

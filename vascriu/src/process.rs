@@ -1,0 +1,203 @@
+//! What `/proc` says about a task.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+
+/// What can go wrong when asking about a task.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such task, or no longer.
+    #[error("no process with PID {0}")]
+    Gone(i32),
+    /// `/proc` says something we do not understand.
+    #[error("/proc/{pid}/{file} has no {what}")]
+    Proc {
+        /// The task.
+        pid: i32,
+        /// Which file.
+        file: &'static str,
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// Any other failure.
+    #[error("{0} failed")]
+    Io(String, #[source] io::Error),
+}
+
+/// A PID as the task itself sees it, in its innermost PID namespace: the one
+/// that is the same after a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Vpid(pub i32);
+
+impl std::fmt::Display for Vpid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn read(pid: i32, file: &str) -> Result<String, Error> {
+    fs::read_to_string(format!("/proc/{pid}/{file}")).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => Error::Gone(pid),
+        _ => Error::Io(format!("reading /proc/{pid}/{file}"), e),
+    })
+}
+
+fn nspid(status: &str) -> Option<Vpid> {
+    let line = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
+    line.split_whitespace().next_back()?.parse().ok().map(Vpid)
+}
+
+/// Field 22 of `/proc/PID/stat`; the command name before it may hold anything.
+fn start_time(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
+}
+
+/// The task's PID in its innermost PID namespace.
+///
+/// # Errors
+/// The task is gone.
+pub fn vpid(pid: i32) -> Result<Vpid, Error> {
+    nspid(&read(pid, "status")?).ok_or(Error::Proc {
+        pid,
+        file: "status",
+        what: "NSpid",
+    })
+}
+
+/// The task's command name.
+///
+/// # Errors
+/// The task is gone.
+pub fn comm(pid: i32) -> Result<String, Error> {
+    Ok(read(pid, "comm")?.trim_end().to_owned())
+}
+
+/// When the task started, in clock ticks since boot: with its PID it names a
+/// task for ever.
+///
+/// # Errors
+/// The task is gone.
+pub fn started(pid: i32) -> Result<u64, Error> {
+    start_time(&read(pid, "stat")?).ok_or(Error::Proc {
+        pid,
+        file: "stat",
+        what: "start time",
+    })
+}
+
+/// Which boot of which machine this is.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn boot_id() -> Result<String, Error> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|s| s.trim_end().to_owned())
+        .map_err(|e| Error::Io("reading the boot id".into(), e))
+}
+
+/// A handle to one process that no other can be mistaken for.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// Opens the process.
+    ///
+    /// # Errors
+    /// There is none, or `pid` is no leader of a thread group.
+    pub fn open(pid: i32) -> Result<Self, Error> {
+        // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        match i32::try_from(fd) {
+            Ok(fd) if fd >= 0 => {
+                // SAFETY: the kernel has just made this descriptor for us.
+                Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+            }
+            _ => Err(match io::Error::last_os_error() {
+                e if e.raw_os_error() == Some(libc::ESRCH) => Error::Gone(pid),
+                e => Error::Io(format!("pidfd_open({pid})"), e),
+            }),
+        }
+    }
+
+    /// Whether the process is dead (a zombie is).
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        let mut poll = libc::pollfd {
+            fd: self.0.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: `poll` is one live pollfd.
+        let ret = unsafe { libc::poll(&raw mut poll, 1, 0) };
+        ret == 1
+    }
+
+    /// Sends `signal`; a dead process is no error.
+    pub fn kill(&self, signal: i32) {
+        // SAFETY: pidfd_send_signal with a null siginfo touches no memory.
+        unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                signal,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_innermost_pid_is_the_last_of_nspid() {
+        assert_eq!(
+            nspid("Name:\tx\nNSpid:\t812\t7\t1\nNSsid:\t9\n"),
+            Some(Vpid(1))
+        );
+        assert_eq!(nspid("NSpid:\t812\n"), Some(Vpid(812)));
+        assert_eq!(nspid("Pid:\t812\n"), None);
+        assert_eq!(nspid("NSpid:\t\n"), None);
+    }
+
+    #[test]
+    fn the_start_time_is_found_behind_any_command_name() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 99";
+        assert_eq!(start_time(stat), Some(4242));
+        assert_eq!(start_time("7 no parenthesis"), None);
+    }
+
+    #[test]
+    fn this_process_is_alive_and_known() {
+        let pid = i32::try_from(std::process::id()).expect("a pid");
+        assert!(!PidFd::open(pid).expect("alive").is_dead());
+        assert_eq!(
+            vpid(pid).expect("alive").0,
+            std::process::id().cast_signed()
+        );
+        assert_eq!(started(pid).expect("alive"), started(pid).expect("alive"));
+    }
+
+    #[test]
+    fn a_pid_that_nobody_has_is_gone() {
+        assert!(matches!(PidFd::open(i32::MAX), Err(Error::Gone(_))));
+        assert!(matches!(vpid(i32::MAX), Err(Error::Gone(_))));
+    }
+}

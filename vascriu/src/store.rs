@@ -1,0 +1,399 @@
+//! Where snapshots are: `/run/vascriu/NAME`, a directory of CRIU's images and
+//! `vas.json`, or a link to one elsewhere (`-D`, or a dump by plain CRIU).
+//!
+//! `.new-NAME` is one being made, `.locks/NAME` its lock. The lock is inherited
+//! by CRIU, so it is held for as long as either of the two works on the snapshot.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use crate::device::{self, Session, VAS_ACCESS_READ, VAS_ACCESS_WRITE, VasFile};
+use crate::manifest::{self, Manifest};
+use crate::name::Name;
+
+/// Where snapshots are kept by default: a tmpfs, which dies with the VASes.
+pub const ROOT: &str = "/run/vascriu";
+const NEW: &str = ".new-";
+
+/// What can go wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such snapshot.
+    #[error("no snapshot `{0}`; `vascriu ls` shows what there is")]
+    Unknown(Name),
+    /// The name is taken.
+    #[error("snapshot `{0}` exists already: choose another name, or `vascriu rm {0}`")]
+    Exists(Name),
+    /// Another vascriu works on it.
+    #[error("snapshot `{0}` is in use: it is being dumped, restored or removed right now")]
+    Busy(Name),
+    /// The directory for a new snapshot holds something.
+    #[error("{0} is not empty: give a new or an empty directory")]
+    NotEmpty(PathBuf),
+    /// The file system refuses.
+    #[error("{call} {path} failed")]
+    Io {
+        /// What was tried.
+        call: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// `/dev/vas` refuses.
+    #[error(transparent)]
+    Device(#[from] device::Error),
+    /// Its `vas.json` is unusable.
+    #[error(transparent)]
+    Manifest(#[from] manifest::Error),
+}
+
+fn at<'a>(call: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + use<'a> {
+    move |source| Error::Io {
+        call,
+        path: path.into(),
+        source,
+    }
+}
+
+/// How to hold a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// With others that only read: restores.
+    Shared,
+    /// Alone: dump, rm.
+    Alone,
+}
+
+/// A snapshot held against others.
+#[derive(Debug)]
+pub struct Lock(#[allow(dead_code, reason = "held, not used")] File);
+
+/// All snapshots of this machine.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Opens the store, and makes its directory where there is none.
+    ///
+    /// # Errors
+    /// No rights.
+    pub fn open() -> Result<Self, Error> {
+        Self::at(std::env::var_os("VASCRIU_DIR").map_or_else(|| ROOT.into(), PathBuf::from))
+    }
+
+    fn at(root: PathBuf) -> Result<Self, Error> {
+        let locks = root.join(".locks");
+        fs::create_dir_all(&locks).map_err(at("creating", &locks))?;
+        Ok(Self { root })
+    }
+
+    /// The store's directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the snapshot is, or would be.
+    #[must_use]
+    pub fn path(&self, name: &Name) -> PathBuf {
+        self.root.join(name.as_str())
+    }
+
+    /// Where it is while it is made.
+    #[must_use]
+    pub fn new_path(&self, name: &Name) -> PathBuf {
+        self.root.join(format!("{NEW}{name}"))
+    }
+
+    /// Whether the name is taken.
+    #[must_use]
+    pub fn has(&self, name: &Name) -> bool {
+        self.path(name).symlink_metadata().is_ok()
+    }
+
+    /// Holds the snapshot `name`, whether there is one or not.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where somebody else does.
+    pub fn lock(&self, name: &Name, hold: Hold) -> Result<Lock, Error> {
+        let path = self.root.join(".locks").join(name.as_str());
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(at("opening", &path))?;
+        let locked = match hold {
+            Hold::Shared => file.try_lock_shared(),
+            Hold::Alone => file.try_lock(),
+        };
+        match locked {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Busy(name.clone())),
+            Err(TryLockError::Error(e)) => return Err(at("locking", &path)(e)),
+        }
+        // CRIU holds it too, should we be killed.
+        fcntl(file.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))
+            .map_err(|e| at("locking", &path)(e.into()))?;
+        Ok(Lock(file))
+    }
+
+    /// Names of all snapshots, in order.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn names(&self) -> Result<Vec<Name>, Error> {
+        self.entries("")
+    }
+
+    fn entries(&self, prefix: &str) -> Result<Vec<Name>, Error> {
+        let dir = self.root.read_dir().map_err(at("reading", &self.root))?;
+        let mut names: Vec<Name> = dir
+            .flatten()
+            .filter_map(|e| e.file_name().to_str()?.strip_prefix(prefix)?.parse().ok())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The directory of the snapshot's images.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`], or the directory that it was in is gone.
+    pub fn images(&self, name: &Name) -> Result<PathBuf, Error> {
+        if !self.has(name) {
+            return Err(Error::Unknown(name.clone()));
+        }
+        let path = self.path(name);
+        path.canonicalize().map_err(at("opening", &path))
+    }
+
+    /// Gives the finished snapshot its name.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn publish(&self, name: &Name, images: &Path) -> Result<(), Error> {
+        let path = self.path(name);
+        if images == self.new_path(name) {
+            fs::rename(images, &path).map_err(at("creating", &path))
+        } else {
+            std::os::unix::fs::symlink(images, &path).map_err(at("creating", &path))
+        }
+    }
+
+    /// Finishes or removes what killed dumps left: a dump whose VASes are all
+    /// committed is whole. If its tasks all go on, it was not ended; then it is
+    /// taken back.
+    ///
+    /// # Errors
+    /// The file system's, or `/dev/vas` is not usable.
+    pub fn recover(&self) -> Result<(), Error> {
+        for name in self.entries(NEW)? {
+            let Ok(_lock) = self.lock(&name, Hold::Alone) else {
+                continue;
+            };
+            let path = self.new_path(&name);
+            if is_the_only_copy(&path) && !self.has(&name) {
+                self.publish(&name, &path)?;
+            } else {
+                delete_vases(&name, true)?;
+                fs::remove_dir_all(&path).map_err(at("removing", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a snapshot: its VASes, then its images.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]; [`Error::Busy`] or [`device::Error::Busy`] where it is
+    /// in use, and then nothing was removed.
+    pub fn remove(&self, name: &Name, force: bool) -> Result<(), Error> {
+        let _lock = self.lock(name, Hold::Alone)?;
+        if !self.has(name) {
+            return Err(Error::Unknown(name.clone()));
+        }
+        let link = self.path(name);
+        match delete_vases(name, force) {
+            Ok(()) | Err(Error::Device(device::Error::NoDevice)) => {}
+            Err(e) => return Err(e),
+        }
+        if let Ok(images) = link.canonicalize() {
+            remove_images(&images).map_err(at("removing", &images))?;
+        }
+        match fs::remove_file(&link) {
+            Err(e) if link.symlink_metadata().is_ok() => Err(at("removing", &link)(e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether the dump in `images` came to its end in the kernel, and ended a task.
+#[must_use]
+pub fn is_the_only_copy(images: &Path) -> bool {
+    let Ok(manifest) = Manifest::load(images) else {
+        return false;
+    };
+    let whole = Session::open().is_ok_and(|s| manifest.open_all(&s).is_ok());
+    whole && !manifest.tasks.is_empty() && !manifest.tasks.iter().all(manifest::Task::is_alive)
+}
+
+/// Open files of all VASes of the snapshot.
+fn vases(name: &Name, access: u32) -> Result<Vec<VasFile>, Error> {
+    let session = Session::open()?;
+    let mut found = Vec::new();
+    for id in device::list()? {
+        // Others' VASes may be forbidden to us, and may vanish.
+        let Ok(vas) = session.vas(id, VAS_ACCESS_READ) else {
+            continue;
+        };
+        if name.owns(vas.name()) {
+            found.push(session.vas(id, access)?);
+        }
+    }
+    Ok(found)
+}
+
+/// Deletes all VASes of a snapshot, or none where one is in use.
+///
+/// # Errors
+/// `/dev/vas`'s.
+pub fn delete_vases(name: &Name, force: bool) -> Result<(), Error> {
+    let vases = vases(name, VAS_ACCESS_READ | VAS_ACCESS_WRITE)?;
+    if !force {
+        for vas in &vases {
+            if vas.stat()?.users > 1 {
+                return Err(device::Error::Busy {
+                    vas: vas.name().into(),
+                }
+                .into());
+            }
+        }
+    }
+    for vas in vases {
+        vas.delete(force)?;
+    }
+    Ok(())
+}
+
+/// Removes CRIU's images, our file and their logs, then the directory if nothing
+/// else is in it.
+///
+/// # Errors
+/// The file system's.
+pub fn remove_images(dir: &Path) -> io::Result<()> {
+    for entry in dir.read_dir()? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let ours = [".img", ".log"].iter().any(|end| name.ends_with(end))
+            || name.starts_with("stats-")
+            || name == manifest::FILE;
+        if ours {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    match fs::remove_dir(dir) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOTEMPTY) => Ok(()),
+        done => done,
+    }
+}
+
+/// Makes the directory for a new snapshot's images.
+///
+/// # Errors
+/// [`Error::NotEmpty`], or the file system's.
+pub fn empty_dir(path: &Path) -> Result<PathBuf, Error> {
+    fs::create_dir_all(path).map_err(at("creating", path))?;
+    let path = path.canonicalize().map_err(at("opening", path))?;
+    match path.read_dir().map_err(at("reading", &path))?.next() {
+        None => Ok(path),
+        Some(_) => Err(Error::NotEmpty(path)),
+    }
+}
+
+/// Bytes of all files in a directory.
+#[must_use]
+pub fn dir_bytes(dir: &Path) -> u64 {
+    let files = dir.read_dir().into_iter().flatten().flatten();
+    files
+        .filter_map(|e| e.metadata().ok())
+        .filter(|m| m.is_file())
+        .map(|m| m.len())
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let store = Store::at(dir.path().join("run")).expect("store");
+        (dir, store)
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+
+    #[test]
+    fn one_holds_alone_or_many_share() {
+        let (_dir, store) = store();
+        let (a, b) = (name("a"), name("b"));
+        let alone = store.lock(&a, Hold::Alone).expect("free");
+        assert!(matches!(store.lock(&a, Hold::Shared), Err(Error::Busy(_))));
+        let _other = store.lock(&b, Hold::Alone).expect("another name is free");
+        drop(alone);
+        let _one = store.lock(&a, Hold::Shared).expect("free");
+        let _two = store.lock(&a, Hold::Shared).expect("shared");
+        assert!(matches!(store.lock(&a, Hold::Alone), Err(Error::Busy(_))));
+    }
+
+    #[test]
+    fn what_is_being_made_is_not_listed() {
+        let (_dir, store) = store();
+        fs::create_dir(store.new_path(&name("a"))).expect("mkdir");
+        assert_eq!(store.names().expect("list"), []);
+        store
+            .publish(&name("a"), &store.new_path(&name("a")))
+            .expect("publish");
+        assert_eq!(store.names().expect("list"), [name("a")]);
+    }
+
+    #[test]
+    fn a_snapshot_elsewhere_is_found_by_its_name() {
+        let (dir, store) = store();
+        let images = empty_dir(&dir.path().join("deep/images")).expect("made");
+        store.publish(&name("a"), &images).expect("publish");
+        assert_eq!(store.images(&name("a")).expect("found"), images);
+        assert!(matches!(store.images(&name("b")), Err(Error::Unknown(_))));
+    }
+
+    #[test]
+    fn a_directory_in_use_is_not_taken() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        fs::write(dir.path().join("x"), "mine").expect("write");
+        assert!(matches!(empty_dir(dir.path()), Err(Error::NotEmpty(_))));
+    }
+
+    #[test]
+    fn removing_images_leaves_other_files_alone() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        for file in ["core-1.img", "stats-dump", "vas.json", "dump.log", "mine"] {
+            fs::write(dir.path().join(file), "").expect("write");
+        }
+        remove_images(dir.path()).expect("removed");
+        let left: Vec<_> = dir.path().read_dir().expect("dir").flatten().collect();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].file_name(), "mine");
+    }
+}
