@@ -6,6 +6,7 @@
 pub mod boot;
 pub mod config;
 pub mod devices;
+pub mod end;
 pub mod memory;
 pub mod metrics;
 pub mod run;

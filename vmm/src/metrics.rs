@@ -27,3 +27,14 @@ impl Counter {
         self.0.load(Ordering::Relaxed)
     }
 }
+
+/// Why vCPUs came out of the guest.
+#[derive(Debug, Default)]
+pub struct VcpuMetrics {
+    /// Port accesses.
+    pub pio: Counter,
+    /// Accesses to device memory.
+    pub mmio: Counter,
+    /// Signals.
+    pub interrupted: Counter,
+}

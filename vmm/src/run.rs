@@ -1,30 +1,66 @@
 //! Runs a microVM from its configuration to its end.
 
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use mvas_host::{RamError, RamFile};
 use thiserror::Error;
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::config::VmConfig;
+use crate::boot::{self, BootError, BootSpec};
+use crate::config::{RamBacking, VmConfig};
+use crate::devices::power::{self, AcpiPower, Keyboard};
+use crate::devices::serial::{self, SerialPort};
+use crate::devices::{Bus, BusError};
+use crate::end::EndSignal;
+use crate::memory::{GuestRam, MemoryError};
+use crate::metrics::VcpuMetrics;
+use crate::vcpu::{Vcpu, VcpuError, VcpuThreads};
+use crate::vm::{Host, Vm, VmError};
 
-/// Why a microVM ended, when it ended as machines do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExitReason {
-    /// The guest powered itself off.
-    PowerOff,
-    /// The guest asked for a reset (`reboot`).
-    Reset,
-    /// A vCPU hit a triple fault: the guest crashed.
-    TripleFault,
-    /// The stop event was written (SIGTERM, Ctrl-C, `mvasvm kill`).
-    Stopped,
-}
+pub use crate::end::ExitReason;
 
 /// Why a microVM could not be started, or had to be ended.
 #[derive(Debug, Error)]
 pub enum RunError {
-    /// Not built yet.
-    #[error("this build of mvasvm cannot run a VM yet")]
-    Unfinished,
+    /// The host's KVM is not usable or refuses something.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// Guest memory cannot be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The guest cannot be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A vCPU failed.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// A device does not fit on the bus.
+    #[error("internal error in the device map")]
+    Bus(#[from] BusError),
+    /// A host resource failed.
+    #[error("cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The event loop failed.
+    #[error("the event loop failed: {0:?}")]
+    EventLoop(event_manager::Error),
 }
+
+impl From<RamError> for RunError {
+    fn from(error: RamError) -> Self {
+        MemoryError::from(error).into()
+    }
+}
+
+type Subscriber = Arc<Mutex<dyn MutEventSubscriber>>;
 
 /// Boots the microVM and blocks until it ends. Write `stop` (from a signal handler or
 /// another thread) to end it from outside.
@@ -32,6 +68,94 @@ pub enum RunError {
 /// # Errors
 /// The VM cannot be made from `config` on this host, or an internal error ended it.
 pub fn run(config: VmConfig, stop: EventFd) -> Result<ExitReason, RunError> {
-    let _ = (config, stop);
-    Err(RunError::Unfinished)
+    run_on(Path::new(Host::DEVICE), config, stop)
+}
+
+/// [`run`] with the KVM device at another path.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<ExitReason, RunError> {
+    let host_error = |what| move |source| RunError::Host { what, source };
+    let host = Host::open(kvm)?;
+    host.check_cpus(config.cpus)?;
+    // Checked before the file is made: `set_len` has limits of its own.
+    crate::memory::layout::place(config.mem, host.phys_bits())?;
+    let file = match &config.ram {
+        RamBacking::Memfd => RamFile::memfd(config.name.as_str(), config.mem.bytes()),
+        RamBacking::Dir(dir) => RamFile::create_in(dir, config.name.as_str(), config.mem.bytes()),
+    }?;
+    let ram = GuestRam::new(file, config.mem, host.phys_bits())?;
+    let vm = Arc::new(Vm::new(&host, &ram)?);
+
+    let end = EndSignal::new().map_err(host_error("make an event"))?;
+    let mut bus = Bus::new();
+    let mut events = EventManager::<Subscriber>::new().map_err(RunError::EventLoop)?;
+    events.add_subscriber(Arc::new(Mutex::new(StopWatch {
+        stop,
+        end: end.clone(),
+    })));
+    let interrupt = EventFd::new(EFD_NONBLOCK).map_err(host_error("make an event"))?;
+    vm.add_interrupt(&interrupt, serial::IRQ)?;
+    let serial = SerialPort::new(
+        Box::new(interrupt),
+        config.serial_output,
+        config.serial_input,
+    )
+    .map_err(host_error("make the serial port"))?;
+    let serial = Arc::new(Mutex::new(serial));
+    events.add_subscriber(serial.clone());
+    bus.add_port_device(serial::BASE, serial::SIZE, serial)?;
+    let acpi = Arc::new(Mutex::new(AcpiPower::new(end.clone())));
+    bus.add_port_device(power::ACPI_BASE, power::ACPI_SIZE, acpi)?;
+    let keyboard = Arc::new(Mutex::new(Keyboard::new(end.clone())));
+    bus.add_port_device(power::I8042_BASE, power::I8042_SIZE, keyboard)?;
+
+    let entry = boot::load(
+        ram.memory(),
+        &BootSpec {
+            kernel: &config.kernel,
+            initramfs: config.initramfs.as_deref(),
+            cmdline: &config.cmdline,
+            cpus: config.cpus,
+            virtio: &[],
+        },
+    )?;
+    let vcpus = Vcpu::create_all(&host, &vm, ram.memory(), config.cpus, entry)?;
+    let metrics = Arc::new(VcpuMetrics::default());
+    let threads = VcpuThreads::start(vcpus, &Arc::new(bus), &end, &metrics)?;
+    while !end.is_ended() {
+        events.run().map_err(RunError::EventLoop)?;
+    }
+    drop(threads);
+    tracing::debug!(?metrics, "the VM has ended");
+    let cause = end.take_cause().unwrap_or(Ok(ExitReason::Stopped));
+    Ok(cause?)
+}
+
+/// Wakes the event loop when the VM ends, and ends it when asked from outside.
+struct StopWatch {
+    stop: EventFd,
+    end: EndSignal,
+}
+
+const STOP: u32 = 0;
+const END: u32 = 1;
+
+impl MutEventSubscriber for StopWatch {
+    fn init(&mut self, ops: &mut EventOps) {
+        for (event, data) in [(&self.stop, STOP), (self.end.event(), END)] {
+            if let Err(error) = ops.add(Events::with_data(event, data, EventSet::IN)) {
+                // Without it the VM could not be stopped: do not start it.
+                tracing::error!(?error, "cannot wait for the end of the VM");
+                self.end.end(Ok(ExitReason::Stopped));
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, _: &mut EventOps) {
+        if events.data() == STOP {
+            self.end.end(Ok(ExitReason::Stopped));
+        }
+    }
 }

@@ -1,8 +1,16 @@
 //! Device bus and the legacy devices: serial port, reset and power-off registers.
 
+mod bus;
+mod log;
+pub mod power;
+pub mod serial;
+
 use std::io;
 
 use vmm_sys_util::eventfd::EventFd;
+
+pub use bus::{Bus, BusError};
+pub use log::BoundedLog;
 
 /// A device's interrupt line.
 pub trait Interrupt: Send + Sync {

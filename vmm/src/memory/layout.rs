@@ -22,7 +22,7 @@ pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 pub const IOAPIC_BASE: u32 = 0xfec0_0000;
 /// Three pages that KVM needs on Intel CPUs without unrestricted guests, and before them
 /// one for its identity map; both in the hole.
-pub const KVM_TSS_BASE: u64 = 0xfffb_d000;
+pub const KVM_TSS_BASE: usize = 0xfffb_d000;
 /// See [`KVM_TSS_BASE`].
 pub const KVM_IDENTITY_MAP_BASE: u64 = 0xfffb_c000;
 /// The local APICs' registers (architectural).
