@@ -11,7 +11,8 @@ use super::block::{Block, Disk, DiskError};
 use super::device::VirtioDevice;
 use super::entropy::Entropy;
 use super::mmio::MmioTransport;
-use crate::config::DiskConfig;
+use super::vsock::{ListenError, Vsock};
+use crate::config::{DiskConfig, VsockConfig};
 use crate::memory::GuestMemory;
 
 /// Why a device could not be made.
@@ -20,6 +21,9 @@ pub enum BuildError {
     /// A disk image is not usable.
     #[error("cannot attach a disk")]
     Disk(#[from] DiskError),
+    /// The vsock device's socket is not usable.
+    #[error("cannot make the vsock device")]
+    Vsock(#[from] ListenError),
     /// The host has no more of what devices are made of.
     #[error("cannot make the {device} device")]
     Io {
@@ -36,6 +40,8 @@ pub enum BuildError {
 pub struct DeviceConfig {
     /// `/dev/vda`, `/dev/vdb`, …
     pub disks: Vec<DiskConfig>,
+    /// Streams between guest and host.
+    pub vsock: Option<VsockConfig>,
 }
 
 /// A device, ready for the bus, KVM and the event loop.
@@ -68,6 +74,10 @@ pub fn build(config: DeviceConfig, mem: &Arc<GuestMemory>) -> Result<Vec<MmioDev
     }
     let entropy = Entropy::new().map_err(io_error("entropy"))?;
     devices.push(attach("entropy".to_owned(), entropy, mem).map_err(io_error("entropy"))?);
+    if let Some(config) = config.vsock {
+        let vsock = Vsock::new(&config.uds_path, config.cid)?;
+        devices.push(attach("vsock".to_owned(), vsock, mem).map_err(io_error("vsock"))?);
+    }
     Ok(devices)
 }
 
@@ -102,6 +112,7 @@ mod tests {
 
     #[test]
     fn devices_come_in_order_and_join_an_event_loop() {
+        let dir = tempfile::tempdir().unwrap();
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(512).unwrap();
         let disk = DiskConfig {
@@ -110,18 +121,22 @@ mod tests {
         };
         let config = DeviceConfig {
             disks: vec![disk.clone(), disk],
+            vsock: Some(VsockConfig {
+                cid: 3,
+                uds_path: dir.path().join("vsock.sock"),
+            }),
         };
         let devices = build(config, &memory()).unwrap();
         let names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
         assert!(names[0].starts_with("disk ") && names[1].starts_with("disk "));
-        assert_eq!(names[2..], ["entropy"]);
+        assert_eq!(names[2..], ["entropy", "vsock"]);
         let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber + Send>>>::new().unwrap();
         for device in devices {
             device.queue_events[0].write(1).unwrap();
             events.add_subscriber(device.subscriber);
         }
         // Kicks before the driver is ready are taken and do nothing.
-        assert_eq!(events.run_with_timeout(0).unwrap(), 3);
+        assert_eq!(events.run_with_timeout(0).unwrap(), 4);
         assert_eq!(events.run_with_timeout(0).unwrap(), 0);
     }
 
@@ -132,6 +147,7 @@ mod tests {
                 path: "/nonexistent".into(),
                 read_only: true,
             }],
+            ..DeviceConfig::default()
         };
         let error = build(config, &memory()).err().unwrap();
         assert!(matches!(error, BuildError::Disk(DiskError::Missing(_))));

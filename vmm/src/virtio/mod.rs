@@ -21,6 +21,7 @@ pub mod entropy;
 pub mod interrupt;
 pub mod mmio;
 pub mod queue;
+pub mod vsock;
 
 #[cfg(test)]
 mod test_utils;
