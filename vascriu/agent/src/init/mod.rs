@@ -1,0 +1,85 @@
+//! PID 1 of a machine whose only service is the agent: a microVM's guest, and the simulated
+//! host.
+//!
+//! PID 1 itself mounts, starts services and reaps orphans; it is single-threaded and does
+//! nothing that can fail for long. Sessions are served by a child of it ([`Service`]), so
+//! that whatever happens there, the machine lives on and the child is started again.
+
+mod mounts;
+mod network;
+mod power;
+mod supervise;
+
+use std::fs;
+use std::path::Path;
+
+pub use mounts::{Mount, bind_file, mount, mount_kernel_filesystems, overlay_root};
+pub use network::bring_up_loopback;
+pub use power::{Machine, request};
+pub use supervise::{Service, supervise};
+
+use crate::server::unblock_signals;
+
+/// Where commands are looked for in a fresh environment.
+pub const DEFAULT_PATH: &str = crate::server::DEFAULT_PATH;
+
+/// Says something on the console.
+pub fn log(message: impl std::fmt::Display) {
+    crate::server::log(message);
+}
+
+/// Writes a kernel setting; one that does not exist or refuses is only reported.
+pub fn set(path: impl AsRef<Path>, value: &str) {
+    let path = path.as_ref();
+    if let Err(error) = fs::write(path, value) {
+        log(format!(
+            "cannot write {value:?} to {}: {error}",
+            path.display()
+        ));
+    }
+}
+
+/// The value of `name=value` on the kernel's command line, the last one if there are several.
+pub fn kernel_argument(cmdline: &str, name: &str) -> Option<String> {
+    cmdline
+        .split_whitespace()
+        // What follows belongs to init.
+        .take_while(|word| *word != "--")
+        .filter_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        .last()
+        .map(str::to_owned)
+}
+
+/// The environment, limits and controllers that everything on the machine starts with.
+pub fn prepare(hostname: &str) {
+    if let Err(error) = nix::unistd::sethostname(hostname) {
+        log(format!("cannot set the host name to {hostname}: {error}"));
+    }
+    if let Err(error) = bring_up_loopback() {
+        log(format!("cannot bring up the loopback interface: {error}"));
+    }
+    for controller in ["cpu", "cpuset", "io", "memory", "pids"] {
+        set(
+            "/sys/fs/cgroup/cgroup.subtree_control",
+            &format!("+{controller}"),
+        );
+    }
+    use nix::sys::resource::{Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, 65536, 1 << 20) {
+        log(format!("cannot raise the limit of open files: {error}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_kernel_argument_of_a_name_counts() {
+        let cmdline = "console=ttyS0 mvas.login=0 mvas.login=1 -- mvas.login=2\n";
+        assert_eq!(kernel_argument(cmdline, "mvas.login").as_deref(), Some("1"));
+        assert_eq!(kernel_argument(cmdline, "mvas.log"), None);
+        assert_eq!(kernel_argument("mvas.login", "mvas.login"), None);
+        assert_eq!(kernel_argument("", "x"), None);
+    }
+}

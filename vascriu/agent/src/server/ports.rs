@@ -1,0 +1,86 @@
+//! Serves on virtio-serial ports: channels that are always there, and whose other end comes
+//! and goes.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+
+use super::{Server, log};
+
+/// How often idle ports are asked for a peer: the kernel has nothing to wait on for that.
+const IDLE: Duration = Duration::from_millis(20);
+
+/// Serves all ports whose names in `/sys/class/virtio-ports` begin with `prefix`, each by a
+/// thread of its own, for ever.
+///
+/// # Errors
+/// There is no such port, or one cannot be opened.
+pub fn serve_ports(server: &Server, prefix: &str) -> io::Result<()> {
+    let ports = find_ports(Path::new("/sys/class/virtio-ports"), prefix)?;
+    if ports.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("no virtio-serial port is named {prefix}*"),
+        ));
+    }
+    let threads: Vec<_> = ports
+        .into_iter()
+        .map(|path| {
+            let port = OpenOptions::new().read(true).write(true).open(path)?;
+            let server = server.clone();
+            thread::Builder::new()
+                .name("port".into())
+                .spawn(move || serve_port(&server, &port))
+        })
+        .collect::<io::Result<_>>()?;
+    for thread in threads {
+        if thread.join().is_err() {
+            log("a port's thread panicked");
+        }
+    }
+    Err(io::Error::other("all ports failed"))
+}
+
+fn serve_port(server: &Server, port: &File) {
+    loop {
+        if connected(port) {
+            let served = port
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(Into::into)
+                .and_then(|fd: OwnedFd| server.serve(fd));
+            if let Err(error) = served {
+                log(crate::chain(&error));
+            }
+        }
+        thread::sleep(IDLE);
+    }
+}
+
+fn connected(port: &File) -> bool {
+    let mut fds = [PollFd::new(port.as_fd(), PollFlags::POLLIN)];
+    match crate::protocol::poll_fds(&mut fds, PollTimeout::ZERO) {
+        Ok(()) => !fds[0]
+            .revents()
+            .is_some_and(|events| events.contains(PollFlags::POLLHUP)),
+        Err(_) => false,
+    }
+}
+
+/// The device files of the ports that `sysfs` lists, by the names that the machine gave them.
+fn find_ports(sysfs: &Path, prefix: &str) -> io::Result<Vec<PathBuf>> {
+    let mut ports = Vec::new();
+    for entry in fs::read_dir(sysfs)? {
+        let entry = entry?;
+        let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+        if name.starts_with(prefix) {
+            ports.push(Path::new("/dev").join(entry.file_name()));
+        }
+    }
+    Ok(ports)
+}
