@@ -1,6 +1,6 @@
 //! The `vascriu` command.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -405,7 +405,8 @@ fn run_check(json: bool) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Whether a snapshot that is still there (or being made) owns the VAS.
+/// Whether a snapshot that is there or being made owns the VAS. One whose images
+/// are elsewhere counts: they may only have been moved.
 fn is_owned(store: &Store, vas: &str) -> bool {
     let Some((name, _)) = vas.rsplit_once(':') else {
         return true;
@@ -413,10 +414,9 @@ fn is_owned(store: &Store, vas: &str) -> bool {
     let Ok(name) = name.parse::<Name>() else {
         return true;
     };
-    let there = |dir: &Path| dir.join(vascriu::manifest::FILE).exists();
     !name.owns(vas)
-        || there(&store.path(&name))
-        || there(&store.new_path(&name))
+        || store.has(&name)
+        || store.new_path(&name).exists()
         || store.lock(&name, Hold::Alone).is_err()
 }
 

@@ -9,6 +9,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +17,7 @@ use vascriu::device::{self, Session, VasFile};
 use vascriu::manifest::{self, Header, Task, VERSION, Writer};
 use vascriu::process::{self, PidFd};
 use vascriu::report::{self, ENV_NAME};
+use vascriu::store::ROOT;
 
 use crate::criu::{self, Criu};
 
@@ -46,6 +48,8 @@ pub enum Error {
 pub struct Dump {
     criu: Criu,
     name: String,
+    /// Where the snapshot is entered in the store, if the command does not.
+    link: Option<PathBuf>,
     /// Dropped before the VAS files: closing it deletes what is not committed.
     session: Session,
     writer: Writer,
@@ -54,8 +58,15 @@ pub struct Dump {
 
 type Captured = Vec<(PidFd, VasFile)>;
 
-/// What to delete where CRIU (with this PID) fails after all.
-static COMMITTED: Mutex<Option<(u32, Captured)>> = Mutex::new(None);
+/// What to undo where CRIU, the process `pid`, fails after all.
+#[derive(Debug)]
+struct Committed {
+    pid: u32,
+    link: Option<PathBuf>,
+    captured: Captured,
+}
+
+static COMMITTED: Mutex<Option<Committed>> = Mutex::new(None);
 
 impl Dump {
     /// Begins: all that can be refused is refused here, before any task stops.
@@ -80,8 +91,14 @@ impl Dump {
         let since_epoch = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let name = std::env::var(ENV_NAME)
-            .unwrap_or_else(|_| format!("criu-{}-{}", std::process::id(), since_epoch.as_millis()));
+        let (name, link) = match std::env::var(ENV_NAME) {
+            Ok(name) => (name, None),
+            Err(_) => {
+                let name = format!("criu-{}-{}", std::process::id(), since_epoch.as_millis());
+                let link = Path::new(ROOT).join(&name);
+                (name, Some(link))
+            }
+        };
         let header = Header {
             version: VERSION,
             boot_id: process::boot_id()?,
@@ -96,6 +113,7 @@ impl Dump {
         Ok(Self {
             criu,
             name,
+            link,
             session,
             writer,
             captured: Vec::new(),
@@ -135,14 +153,28 @@ impl Dump {
         Ok(())
     }
 
+    /// A dump by plain CRIU, as runc runs it, is known to `vascriu ls` and `rm`
+    /// too. It works without; so a failure is no failure.
+    fn register(&self) {
+        let dir = format!("/proc/self/fd/{}", self.criu.image_dir().as_raw_fd());
+        if let (Some(link), Ok(images)) = (&self.link, std::fs::read_link(dir)) {
+            let _ = std::fs::create_dir_all(ROOT);
+            let _ = std::os::unix::fs::symlink(images, link);
+        }
+    }
+
     /// The dump has failed elsewhere: nothing of ours stays.
     pub fn cancel(self) {
+        if let Some(link) = &self.link {
+            let _ = std::fs::remove_file(link);
+        }
         // SAFETY: the path is NUL-terminated, the directory is CRIU's.
         unsafe { libc::unlinkat(self.criu.image_dir().as_raw_fd(), c"vas.json".as_ptr(), 0) };
     }
 
     /// All images are written; CRIU kills the tasks (or resumes them) next.
     pub fn commit(self) {
+        self.register();
         if let Err(e) = self.session.commit() {
             let text = report::chain(&e);
             criu::error(&text);
@@ -156,7 +188,11 @@ impl Dump {
             criu.resume_tasks_and_exit();
         }
         if let Ok(mut committed) = COMMITTED.lock() {
-            *committed = Some((std::process::id(), self.captured));
+            *committed = Some(Committed {
+                pid: std::process::id(),
+                link: self.link,
+                captured: self.captured,
+            });
         }
         // SAFETY: `at_exit` has the type that on_exit wants, and stays loaded
         // (nodelete) until the process is gone.
@@ -171,15 +207,19 @@ unsafe extern "C" {
 
 extern "C" fn at_exit(status: c_int, _: *mut c_void) {
     let _ = std::panic::catch_unwind(|| {
-        let Some((pid, captured)) = COMMITTED.lock().ok().and_then(|mut c| c.take()) else {
+        let Some(done) = COMMITTED.lock().ok().and_then(|mut c| c.take()) else {
             return;
         };
-        let failed = status != 0 && pid == std::process::id();
-        if failed && captured.iter().all(|(task, _)| !task.is_dead()) {
-            for (_, vas) in captured {
-                if let Err(e) = vas.delete(true) {
-                    criu::error(&report::chain(&e));
-                }
+        let failed = status != 0 && done.pid == std::process::id();
+        if !failed || done.captured.iter().any(|(task, _)| task.is_dead()) {
+            return;
+        }
+        if let Some(link) = done.link {
+            let _ = std::fs::remove_file(link);
+        }
+        for (_, vas) in done.captured {
+            if let Err(e) = vas.delete(true) {
+                criu::error(&report::chain(&e));
             }
         }
     });

@@ -1,0 +1,43 @@
+//! Tests of vascriu against the real kernel and the real CRIU.
+//!
+//! The image builder installs this program as `/usr/lib/mvas/tests/guest`; there,
+//! in the guest and as root, it runs its tests (`make test` does so). Anywhere
+//! else they are ignored. `guest workload …` is what the tests dump and restore.
+
+mod bad_input;
+mod container;
+mod crash;
+mod harness;
+mod snapshots;
+mod workload;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if args.get(1).is_some_and(|a| a == "workload") {
+        workload::main(&args[2..]);
+        return;
+    }
+    let in_guest = std::env::current_exe().is_ok_and(|exe| exe.starts_with("/usr/lib/mvas"));
+    let all = [
+        snapshots::TESTS,
+        container::TESTS,
+        bad_input::TESTS,
+        crash::TESTS,
+    ]
+    .concat();
+    let trials = all
+        .into_iter()
+        .map(|(name, test)| {
+            let run = move || {
+                harness::in_clean_guest(test);
+                Ok(())
+            };
+            Trial::test(name, run).with_ignored_flag(!in_guest)
+        })
+        .collect();
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials).exit();
+}
