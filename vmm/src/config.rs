@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
 
 /// Why a value given for a microVM cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -197,6 +198,9 @@ pub struct ConsoleConfig {
     pub input: Option<OwnedFd>,
     /// Where the guest's output goes.
     pub output: OwnedFd,
+    /// Written (say, on SIGWINCH) when the terminal's size may have changed; the guest is then
+    /// told the size of the terminal that `output` or `input` is. Non-blocking.
+    pub resized: Option<EventFd>,
 }
 
 /// Everything that [`crate::run::run`] needs to know about a microVM.

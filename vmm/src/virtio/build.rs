@@ -8,11 +8,12 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::block::{Block, Disk, DiskError};
+use super::console::Console;
 use super::device::VirtioDevice;
 use super::entropy::Entropy;
 use super::mmio::MmioTransport;
 use super::vsock::{ListenError, Vsock};
-use crate::config::{DiskConfig, VsockConfig};
+use crate::config::{ConsoleConfig, DiskConfig, VsockConfig};
 use crate::memory::GuestMemory;
 
 /// Why a device could not be made.
@@ -42,6 +43,8 @@ pub struct DeviceConfig {
     pub disks: Vec<DiskConfig>,
     /// Streams between guest and host.
     pub vsock: Option<VsockConfig>,
+    /// `hvc0`.
+    pub console: Option<ConsoleConfig>,
 }
 
 /// A device, ready for the bus, KVM and the event loop.
@@ -77,6 +80,10 @@ pub fn build(config: DeviceConfig, mem: &Arc<GuestMemory>) -> Result<Vec<MmioDev
     if let Some(config) = config.vsock {
         let vsock = Vsock::new(&config.uds_path, config.cid)?;
         devices.push(attach("vsock".to_owned(), vsock, mem).map_err(io_error("vsock"))?);
+    }
+    if let Some(config) = config.console {
+        let console = Console::new(config).map_err(io_error("console"))?;
+        devices.push(attach("console".to_owned(), console, mem).map_err(io_error("console"))?);
     }
     Ok(devices)
 }
@@ -125,18 +132,23 @@ mod tests {
                 cid: 3,
                 uds_path: dir.path().join("vsock.sock"),
             }),
+            console: Some(ConsoleConfig {
+                input: None,
+                output: tempfile::tempfile().unwrap().into(),
+                resized: None,
+            }),
         };
         let devices = build(config, &memory()).unwrap();
         let names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
         assert!(names[0].starts_with("disk ") && names[1].starts_with("disk "));
-        assert_eq!(names[2..], ["entropy", "vsock"]);
+        assert_eq!(names[2..], ["entropy", "vsock", "console"]);
         let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber + Send>>>::new().unwrap();
         for device in devices {
             device.queue_events[0].write(1).unwrap();
             events.add_subscriber(device.subscriber);
         }
         // Kicks before the driver is ready are taken and do nothing.
-        assert_eq!(events.run_with_timeout(0).unwrap(), 4);
+        assert_eq!(events.run_with_timeout(0).unwrap(), 5);
         assert_eq!(events.run_with_timeout(0).unwrap(), 0);
     }
 

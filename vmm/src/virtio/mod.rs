@@ -16,6 +16,7 @@
 pub mod block;
 pub mod build;
 pub mod chain;
+pub mod console;
 pub mod device;
 pub mod entropy;
 pub mod interrupt;
