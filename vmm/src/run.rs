@@ -7,18 +7,20 @@ use std::sync::{Arc, Mutex};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use mvas_host::{RamError, RamFile};
 use thiserror::Error;
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::boot::{self, BootError, BootSpec};
+use crate::boot::{self, BootError, BootSpec, MmioDevice};
 use crate::config::{RamBacking, VmConfig};
 use crate::devices::power::{self, AcpiPower, Keyboard};
 use crate::devices::serial::{self, SerialPort};
 use crate::devices::{Bus, BusError};
 use crate::end::EndSignal;
-use crate::memory::{GuestRam, MemoryError};
+use crate::memory::{GuestRam, MemoryError, layout};
 use crate::metrics::VcpuMetrics;
 use crate::vcpu::{Vcpu, VcpuError, VcpuThreads};
+use crate::virtio::build::{self as virtio, DeviceConfig};
 use crate::vm::{Host, Vm, VmError};
 
 pub use crate::end::ExitReason;
@@ -38,6 +40,19 @@ pub enum RunError {
     /// A vCPU failed.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// A virtio device cannot be made.
+    #[error(transparent)]
+    Device(#[from] virtio::BuildError),
+    /// More devices than interrupt lines.
+    #[error(
+        "{count} virtio devices are too many: there are interrupts for {max}; attach fewer disks"
+    )]
+    TooManyDevices {
+        /// What was asked for.
+        count: usize,
+        /// What there can be.
+        max: usize,
+    },
     /// A device does not fit on the bus.
     #[error("internal error in the device map")]
     Bus(#[from] BusError),
@@ -60,7 +75,7 @@ impl From<RamError> for RunError {
     }
 }
 
-type Subscriber = Arc<Mutex<dyn MutEventSubscriber>>;
+type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
 
 /// Boots the microVM and blocks until it ends. Write `stop` (from a signal handler or
 /// another thread) to end it from outside.
@@ -80,7 +95,7 @@ pub fn run_on(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<ExitReason,
     let host = Host::open(kvm)?;
     host.check_cpus(config.cpus)?;
     // Checked before the file is made: `set_len` has limits of its own.
-    crate::memory::layout::place(config.mem, host.phys_bits())?;
+    layout::place(config.mem, host.phys_bits())?;
     let file = match &config.ram {
         RamBacking::Memfd => RamFile::memfd(config.name.as_str(), config.mem.bytes()),
         RamBacking::Dir(dir) => RamFile::create_in(dir, config.name.as_str(), config.mem.bytes()),
@@ -111,6 +126,16 @@ pub fn run_on(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<ExitReason,
     let keyboard = Arc::new(Mutex::new(Keyboard::new(end.clone())));
     bus.add_port_device(power::I8042_BASE, power::I8042_SIZE, keyboard)?;
 
+    let memory = Arc::new(ram.memory().clone());
+    let devices = virtio::build(
+        DeviceConfig {
+            disks: config.disks,
+            vsock: config.vsock,
+        },
+        &memory,
+    )?;
+    let virtio = attach_virtio(devices, &vm, &mut bus, &mut events)?;
+
     let entry = boot::load(
         ram.memory(),
         &BootSpec {
@@ -118,7 +143,7 @@ pub fn run_on(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<ExitReason,
             initramfs: config.initramfs.as_deref(),
             cmdline: &config.cmdline,
             cpus: config.cpus,
-            virtio: &[],
+            virtio: &virtio,
         },
     )?;
     let vcpus = Vcpu::create_all(&host, &vm, ram.memory(), config.cpus, entry)?;
@@ -133,11 +158,41 @@ pub fn run_on(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<ExitReason,
     Ok(cause?)
 }
 
+/// Puts virtio devices on the bus, each with a window, an interrupt and doorbells of its own.
+fn attach_virtio(
+    devices: Vec<virtio::MmioDevice>,
+    vm: &Vm,
+    bus: &mut Bus,
+    events: &mut EventManager<Subscriber>,
+) -> Result<Vec<MmioDevice>, RunError> {
+    let count = devices.len();
+    let windows = (layout::VIRTIO_MMIO_BASE..).step_by(layout::VIRTIO_MMIO_STEP);
+    let mut attached = Vec::new();
+    for ((base, irq), device) in windows.zip(layout::VIRTIO_IRQS).zip(devices) {
+        vm.add_interrupt(&device.irq, irq)?;
+        for (event, queue) in device.queue_events.iter().zip(0..) {
+            vm.add_doorbell(event, u64::from(base) + QUEUE_NOTIFY, queue)?;
+        }
+        bus.add_mmio_device(base.into(), layout::VIRTIO_MMIO_SIZE, device.transport)?;
+        events.add_subscriber(device.subscriber);
+        tracing::debug!(device.name, base, irq, "virtio device");
+        attached.push(MmioDevice { base, irq });
+    }
+    if attached.len() < count {
+        let max = layout::VIRTIO_IRQS.count();
+        return Err(RunError::TooManyDevices { count, max });
+    }
+    Ok(attached)
+}
+
 /// Wakes the event loop when the VM ends, and ends it when asked from outside.
 struct StopWatch {
     stop: EventFd,
     end: EndSignal,
 }
+
+/// A virtio-mmio register: the driver writes the index of a queue that has work.
+const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 const STOP: u32 = 0;
 const END: u32 = 1;

@@ -15,9 +15,13 @@ pub const HOLE_START: u64 = 3 << 30;
 /// Where RAM goes on after the hole.
 pub const HOLE_END: u64 = 4 << 30;
 /// First virtio-mmio window.
-pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
-/// Size of a virtio-mmio window.
+pub const VIRTIO_MMIO_BASE: u32 = 0xd000_0000;
+/// Size of a virtio-mmio window, and how far apart they are.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// The same as a step.
+pub const VIRTIO_MMIO_STEP: usize = 0x1000;
+/// Interrupts of virtio devices, one each: the I/O APIC's pins (24) after the serial port's.
+pub const VIRTIO_IRQS: std::ops::Range<u32> = 5..24;
 /// The I/O APIC's registers (fixed by KVM).
 pub const IOAPIC_BASE: u32 = 0xfec0_0000;
 /// Three pages that KVM needs on Intel CPUs without unrestricted guests, and before them
