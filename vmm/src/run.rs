@@ -131,6 +131,7 @@ pub fn run_on(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<ExitReason,
         DeviceConfig {
             disks: config.disks,
             vsock: config.vsock,
+            console: config.console,
         },
         &memory,
     )?;
