@@ -1,0 +1,135 @@
+//! Stock CRIU: dump and restore of one process tree, timed.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::criu_log;
+use crate::criu_stats;
+use crate::system::{Dump, Restore};
+
+/// Runs `command` to its end and returns how long it took.
+///
+/// # Errors
+/// When it cannot start or fails; the message has what it wrote to standard error.
+pub fn timed(command: &mut Command) -> Result<(Duration, Vec<u8>)> {
+    let begun = Instant::now();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
+    let elapsed = begun.elapsed();
+    if !output.status.success() {
+        bail!(
+            "{command:?} failed ({}): {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok((elapsed, output.stdout))
+}
+
+/// `criu dump` of the tree of `pid` into the new folder `dir`; kills the tree.
+///
+/// # Errors
+/// When CRIU fails; the message has the errors in its log.
+pub fn dump(pid: i32, dir: &Path) -> Result<Dump> {
+    fs::create_dir_all(dir)?;
+    let mut command = criu("dump", dir);
+    command.args(["-t", &pid.to_string()]);
+    let (wall, _) = timed(&mut command).with_context(|| errors_in(&dir.join("dump.log")))?;
+    let stats = fs::read(dir.join("stats-dump"))?;
+    let stats = criu_stats::decode(&stats)?;
+    Ok(Dump {
+        wall,
+        frozen: stats.frozen,
+        memory: stats.memory_dump + stats.memory_write,
+        image_bytes: bytes_below(dir)?,
+    })
+}
+
+/// `criu restore` from `dir`, leaving the tree running on its own.
+///
+/// # Errors
+/// When CRIU fails; the message has the errors in its log.
+pub fn restore(dir: &Path) -> Result<Restore> {
+    let mut command = criu("restore", dir);
+    command.arg("--restore-detached");
+    let log = dir.join("restore.log");
+    let (wall, _) = timed(&mut command).with_context(|| errors_in(&log))?;
+    let text = fs::read(&log).with_context(|| format!("no {}", log.display()))?;
+    Ok(Restore {
+        wall,
+        memory: criu_log::memory_restore(&String::from_utf8_lossy(&text))?,
+    })
+}
+
+fn criu(action: &str, dir: &Path) -> Command {
+    let mut command = Command::new("criu");
+    command
+        .arg(action)
+        .arg("-D")
+        .arg(dir)
+        .args(["-o", &format!("{action}.log"), "-v4"]);
+    command
+}
+
+/// The lines with errors of a CRIU log.
+fn errors_in(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let errors: Vec<&str> = text.lines().filter(|l| l.contains("Error")).collect();
+    match errors.as_slice() {
+        [] => format!("no error in {}", log.display()),
+        errors => errors.join("\n"),
+    }
+}
+
+/// The sizes of the files in `dir`, CRIU's logs apart.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn bytes_below(dir: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir).with_context(|| format!("no {}", dir.display()))? {
+        let entry = entry?;
+        if entry.path().extension().is_none_or(|e| e != "log") {
+            bytes += entry.metadata()?.len();
+        }
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_command_is_an_error_with_what_it_said() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo no such task >&2; exit 1"]);
+        let error = timed(&mut command).unwrap_err().to_string();
+        assert!(error.contains("no such task"), "{error}");
+    }
+
+    #[test]
+    fn the_errors_of_a_log_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("dump.log");
+        fs::write(&log, "(00.1) fine\n(00.2) Error (criu/x.c:1): bad\n").unwrap();
+        assert_eq!(errors_in(&log), "(00.2) Error (criu/x.c:1): bad");
+        assert!(errors_in(Path::new("/no/log")).contains("/no/log"));
+    }
+
+    #[test]
+    fn logs_are_not_image_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("pages-1.img"), [0; 10]).unwrap();
+        fs::write(dir.path().join("dump.log"), [0; 99]).unwrap();
+        assert_eq!(bytes_below(dir.path()).unwrap(), 10);
+        assert!(bytes_below(Path::new("/no/dir")).is_err());
+    }
+}

@@ -1,0 +1,106 @@
+//! The systems that are compared, each with one dump and one restore.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::{criu, vascriu};
+
+/// A system that snapshots a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum System {
+    /// Stock CRIU with its images on a disk file system.
+    CriuDisk,
+    /// Stock CRIU with its images on tmpfs.
+    CriuTmpfs,
+    /// Ours.
+    Vascriu,
+}
+
+impl std::fmt::Display for System {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::CriuDisk => "criu-disk",
+            Self::CriuTmpfs => "criu-tmpfs",
+            Self::Vascriu => "vascriu",
+        })
+    }
+}
+
+/// What a dump took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dump {
+    /// From the command's start to its end.
+    pub wall: Duration,
+    /// While the process was frozen.
+    pub frozen: Duration,
+    /// The memory step alone.
+    pub memory: Duration,
+    /// Bytes of the image files.
+    pub image_bytes: u64,
+}
+
+/// What a restore took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restore {
+    /// From the command's start to its end, when the process runs again.
+    pub wall: Duration,
+    /// The memory step alone.
+    pub memory: Duration,
+}
+
+/// One snapshot to be: what makes it and where it goes.
+#[derive(Debug, Clone)]
+pub enum Snapshot {
+    /// Of stock CRIU, into a folder.
+    Stock(PathBuf),
+    /// Of vascriu, under a name.
+    Vas(String),
+}
+
+impl Snapshot {
+    /// Dumps the tree of `pid` and kills it.
+    ///
+    /// # Errors
+    /// When the system fails.
+    pub fn dump(&self, pid: i32) -> Result<Dump> {
+        match self {
+            Self::Stock(dir) => criu::dump(pid, dir),
+            Self::Vas(name) => vascriu::dump(pid, name),
+        }
+    }
+
+    /// Restores the tree.
+    ///
+    /// # Errors
+    /// When the system fails.
+    pub fn restore(&self) -> Result<Restore> {
+        match self {
+            Self::Stock(dir) => criu::restore(dir),
+            Self::Vas(name) => vascriu::restore(name),
+        }
+    }
+
+    /// Deletes the snapshot.
+    ///
+    /// # Errors
+    /// When it cannot be deleted.
+    pub fn delete(&self) -> Result<()> {
+        match self {
+            Self::Stock(dir) => {
+                fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))
+            }
+            Self::Vas(name) => vascriu::delete(name),
+        }
+    }
+}
+
+/// Milliseconds as the results have them.
+#[must_use]
+pub fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
