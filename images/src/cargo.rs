@@ -50,17 +50,51 @@ struct Profile {
     test: bool,
 }
 
+/// What `cargo metadata` tells, as far as it matters here.
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    targets: Vec<Target>,
+}
+
 /// Runs `cargo ARGS` in `workspace` and returns what it built.
 ///
 /// # Errors
 /// When cargo is missing or fails.
 pub fn build(workspace: &Path, args: &[&str]) -> Result<Vec<Artifact>> {
+    let json = ["--message-format=json-render-diagnostics"];
+    Ok(parse(&run(workspace, &[args, &json].concat())?))
+}
+
+/// The integration tests of `crates` whose names begin with `prefix`.
+///
+/// # Errors
+/// When cargo is missing or fails.
+pub fn integration_tests(workspace: &Path, crates: &[&str], prefix: &str) -> Result<Vec<String>> {
+    let metadata = run(workspace, &["metadata", "--no-deps", "--format-version=1"])?;
+    let metadata: Metadata = serde_json::from_str(&metadata).context("cargo metadata")?;
+    Ok(metadata
+        .packages
+        .into_iter()
+        .filter(|package| crates.contains(&package.name.as_str()))
+        .flat_map(|package| package.targets)
+        .filter(|target| target.kind == ["test"] && target.name.starts_with(prefix))
+        .map(|target| target.name)
+        .collect())
+}
+
+fn run(workspace: &Path, args: &[&str]) -> Result<String> {
     // Under `cargo run`, CARGO names the very cargo that runs us.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(workspace)
         .args(args)
-        .args(["--locked", "--message-format=json-render-diagnostics"])
+        .arg("--locked")
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo: install Rust's stable tool chain")?;
@@ -70,7 +104,7 @@ pub fn build(workspace: &Path, args: &[&str]) -> Result<Vec<Artifact>> {
         args.join(" "),
         output.status
     );
-    Ok(parse(&String::from_utf8_lossy(&output.stdout)))
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Reads cargo's messages; lines that are not messages are skipped.
@@ -146,6 +180,18 @@ mod tests {
         fn any_text_is_read_without_panic(text in ".{0,200}") {
             let _artifacts = parse(&text);
         }
+    }
+
+    #[test]
+    fn only_integration_tests_of_the_asked_crates_and_prefix_are_listed() {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let all = |prefix| integration_tests(root, &["mvas-abi"], prefix).unwrap();
+        assert!(all("no_such_prefix").is_empty());
+        assert!(integration_tests(root, &[], "").unwrap().is_empty());
+        assert!(
+            !all("").contains(&"mvas_abi".to_string()),
+            "a library is not a test"
+        );
     }
 
     #[test]

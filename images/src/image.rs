@@ -157,13 +157,17 @@ impl<'a> Builder<'a> {
 
     /// Builds our programs; returns pairs of the path in the image and the file.
     fn our_files(&self, selftests: &Path) -> Result<Vec<(String, PathBuf)>> {
-        let packages: Vec<&str> = CRATES.iter().flat_map(|name| ["-p", *name]).collect();
-        let with = |first: &[&'static str]| [first, &packages].concat();
-        let mut built = cargo::build(self.workspace.root(), &with(&["build", "--release"]))?;
-        built.extend(cargo::build(
-            self.workspace.root(),
-            &with(&["test", "--release", "--no-run", "--test", "*"]),
-        )?);
+        let root = self.workspace.root();
+        let mut build = vec!["build", "--release"];
+        build.extend(CRATES.iter().flat_map(|name| ["-p", *name]));
+        let mut built = cargo::build(root, &build)?;
+        let tests = cargo::integration_tests(root, &CRATES, GUEST_TEST)?;
+        if !tests.is_empty() {
+            let mut build = vec!["test", "--release", "--no-run"];
+            build.extend(CRATES.iter().flat_map(|name| ["-p", *name]));
+            build.extend(tests.iter().flat_map(|name| ["--test", name]));
+            built.extend(cargo::build(root, &build)?);
+        }
         let mut files = places(&built);
         for file in crate::key::files_below(selftests)? {
             let relative = file.strip_prefix(selftests)?.display();
