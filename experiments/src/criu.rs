@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use vascriu::stats::decode_dump;
 
 use crate::criu_log;
-use crate::criu_stats;
 use crate::system::{Dump, Restore};
 
 /// Runs `command` to its end and returns how long it took.
@@ -41,12 +41,12 @@ pub fn dump(pid: i32, dir: &Path) -> Result<Dump> {
     let mut command = criu("dump", dir);
     command.args(["-t", &pid.to_string()]);
     let (wall, _) = timed(&mut command).with_context(|| errors_in(&dir.join("dump.log")))?;
-    let stats = fs::read(dir.join("stats-dump"))?;
-    let stats = criu_stats::decode(&stats)?;
+    let stats = fs::read(dir.join("stats-dump")).context("no stats-dump")?;
+    let stats = decode_dump(&stats).context("a damaged stats-dump")?;
     Ok(Dump {
         wall,
-        frozen: stats.frozen,
-        memory: stats.memory_dump + stats.memory_write,
+        frozen: Duration::from_micros(stats.frozen_us),
+        memory: Duration::from_micros(stats.memdump_us + stats.memwrite_us),
         image_bytes: bytes_below(dir)?,
     })
 }

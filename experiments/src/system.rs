@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{criu, vascriu};
+use crate::{criu, vas};
 
 /// A system that snapshots a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ impl Snapshot {
     pub fn dump(&self, pid: i32) -> Result<Dump> {
         match self {
             Self::Stock(dir) => criu::dump(pid, dir),
-            Self::Vas(name) => vascriu::dump(pid, name),
+            Self::Vas(name) => vas::dump(pid, name),
         }
     }
 
@@ -81,7 +81,7 @@ impl Snapshot {
     pub fn restore(&self) -> Result<Restore> {
         match self {
             Self::Stock(dir) => criu::restore(dir),
-            Self::Vas(name) => vascriu::restore(name),
+            Self::Vas(name) => vas::restore(name),
         }
     }
 
@@ -94,7 +94,7 @@ impl Snapshot {
             Self::Stock(dir) => {
                 fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))
             }
-            Self::Vas(name) => vascriu::delete(name),
+            Self::Vas(name) => vas::delete(name),
         }
     }
 }

@@ -13,15 +13,15 @@ use crate::system::{Dump, Restore};
 /// What `vascriu dump --json` tells, as far as it is used here.
 #[derive(Debug, Deserialize)]
 struct DumpReport {
-    frozen_us: u64,
-    capture_us: u64,
+    frozen_ms: f64,
+    capture_ms: f64,
     image_bytes: u64,
 }
 
 /// What `vascriu restore --json` tells, as far as it is used here.
 #[derive(Debug, Deserialize)]
 struct RestoreReport {
-    attach_us: u64,
+    memory_restore_ms: f64,
 }
 
 /// `vascriu dump` of the tree of `pid` under `name`; kills the tree.
@@ -36,8 +36,8 @@ pub fn dump(pid: i32, name: &str) -> Result<Dump> {
     let report: DumpReport = parse(&report)?;
     Ok(Dump {
         wall,
-        frozen: Duration::from_micros(report.frozen_us),
-        memory: Duration::from_micros(report.capture_us),
+        frozen: duration(report.frozen_ms)?,
+        memory: duration(report.capture_ms)?,
         image_bytes: report.image_bytes,
     })
 }
@@ -47,11 +47,11 @@ pub fn dump(pid: i32, name: &str) -> Result<Dump> {
 /// # Errors
 /// When vascriu fails.
 pub fn restore(name: &str) -> Result<Restore> {
-    let (wall, report) = timed(&mut vascriu(&["restore", name, "--json"]))?;
+    let (wall, report) = timed(&mut vascriu(&["restore", name, "-d", "--json"]))?;
     let report: RestoreReport = parse(&report)?;
     Ok(Restore {
         wall,
-        memory: Duration::from_micros(report.attach_us),
+        memory: duration(report.memory_restore_ms)?,
     })
 }
 
@@ -69,6 +69,10 @@ fn vascriu(args: &[&str]) -> Command {
     command
 }
 
+fn duration(ms: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(ms / 1e3).with_context(|| format!("vascriu reported {ms} ms"))
+}
+
 fn parse<'a, T: Deserialize<'a>>(report: &'a [u8]) -> Result<T> {
     serde_json::from_slice(report).with_context(|| {
         format!(
@@ -76,4 +80,21 @@ fn parse<'a, T: Deserialize<'a>>(report: &'a [u8]) -> Result<T> {
             String::from_utf8_lossy(report)
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_something_else_is_shown() {
+        let error = parse::<DumpReport>(b"{\"frozen\":1}").unwrap_err();
+        assert!(error.to_string().contains("{\"frozen\":1}"), "{error}");
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_is_an_error() {
+        assert_eq!(duration(1.5).unwrap(), Duration::from_micros(1500));
+        assert!(duration(-1.0).is_err() && duration(f64::NAN).is_err());
+    }
 }
