@@ -1,0 +1,85 @@
+//! Where things are: run-time folders, kernel, image.
+
+use std::env;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+/// What is run, for hints.
+const BUILD: &str = "build it with `make image`, or name another one";
+
+/// The folder with one folder per VM: `$XDG_RUNTIME_DIR/mvas`, or `/run/mvas`. Made if it
+/// does not exist; only its owner may enter.
+///
+/// # Errors
+/// It cannot be made, or others may write to it.
+pub(crate) fn runtime_dir() -> Result<PathBuf> {
+    let base = env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .filter(|dir| dir.is_absolute() && dir.is_dir())
+        .unwrap_or_else(|| PathBuf::from("/run"));
+    let dir = base.join("mvas");
+    private_dir(&dir).with_context(|| {
+        format!(
+            "cannot use {} for run-time files: set XDG_RUNTIME_DIR to a folder of yours",
+            dir.display()
+        )
+    })?;
+    Ok(dir)
+}
+
+/// Makes a folder that only its owner may enter.
+pub(crate) fn private_dir(dir: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let meta = fs::symlink_metadata(dir)?;
+    if !meta.is_dir() || meta.uid() != nix::unistd::geteuid().as_raw() {
+        bail!("{} is not a folder of this user", dir.display());
+    }
+    if meta.permissions().mode() & 0o077 != 0 {
+        bail!("others may enter {}: chmod 700 it", dir.display());
+    }
+    Ok(())
+}
+
+/// What was built last of `name`: bzImage, vmlinux, rootfs.ext4.
+pub(crate) fn built_last(name: &str) -> Option<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|dir| dir.is_absolute())
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))?;
+    Some(cache.join("mvas/current").join(name))
+}
+
+/// The kernel to boot: what was asked for, `$MVAS_KERNEL`, or what was built last.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn kernel(asked: Option<&Path>) -> Result<PathBuf> {
+    pick("kernel", asked, "MVAS_KERNEL", "bzImage")
+}
+
+#[expect(dead_code, reason = "`run` needs it next")]
+/// The guest image: what was asked for, `$MVAS_IMAGE`, or what was built last.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn image(asked: Option<&Path>) -> Result<PathBuf> {
+    pick("image", asked, "MVAS_IMAGE", "rootfs.ext4")
+}
+
+fn pick(option: &str, asked: Option<&Path>, variable: &str, built: &str) -> Result<PathBuf> {
+    let named = asked
+        .map(Path::to_owned)
+        .or_else(|| env::var_os(variable).map(PathBuf::from));
+    let (path, hint) = match named {
+        Some(path) => (path, String::new()),
+        None => match built_last(built) {
+            Some(path) => (path, format!(": {BUILD} with --{option} or ${variable}")),
+            None => bail!("no {option} given, and no HOME to look for one in"),
+        },
+    };
+    path.canonicalize()
+        .with_context(|| format!("there is no {option} {}{hint}", path.display()))
+}

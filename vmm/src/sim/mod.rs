@@ -1,0 +1,189 @@
+//! The simulated host: QEMU emulates an AMD machine with SVM and nested paging, which boots
+//! our kernel on this host's files.
+//!
+//! Its PID 1 is this same binary ([`init`]); commands reach it over a pool of virtio-serial
+//! channels ([`channels`]) that speak the agent's protocol.
+
+pub(crate) mod channels;
+pub(crate) mod init;
+mod qemu;
+
+use std::fs;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use mvas_agent::protocol::ShutdownKind;
+use mvasvm::config::{CpuCount, MemSize};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signalfd::SignalFd;
+use tempfile::TempDir;
+
+use crate::cli::paths;
+use channels::{Channel, Channels};
+
+/// Ended by a signal before it booted: the exit code for that.
+pub(crate) struct Ended(pub u8);
+
+/// What a simulated host is made of.
+pub(crate) struct SimConfig {
+    pub kernel: PathBuf,
+    pub mem: MemSize,
+    pub cpus: CpuCount,
+    /// Folder of this host that it may write to.
+    pub work: Option<PathBuf>,
+    pub boot_timeout: Duration,
+    /// Where its kernel log goes; otherwise it vanishes with it.
+    pub console: Option<PathBuf>,
+}
+
+/// A running simulated host. Dropping it ends it and leaves nothing behind.
+pub(crate) struct SimHost {
+    qemu: Child,
+    dir: TempDir,
+    console: PathBuf,
+    boot_timeout: Duration,
+    _lock: Flock<fs::File>,
+}
+
+impl SimHost {
+    /// Starts it; it boots while this returns.
+    pub fn start(config: &SimConfig) -> Result<Self> {
+        let sims = paths::runtime_dir()?.join(".sim");
+        paths::private_dir(&sims)?;
+        remove_stale(&sims);
+        let dir = tempfile::Builder::new()
+            .prefix("")
+            .tempdir_in(&sims)
+            .with_context(|| format!("cannot make a folder in {}", sims.display()))?;
+        let lock = lock(&dir.path().join("lock"))?
+            .with_context(|| format!("{} is locked", dir.path().display()))?;
+        let console = match &config.console {
+            Some(path) => std::path::absolute(path)?,
+            None => dir.path().join("console.log"),
+        };
+        let qemu = qemu::spawn(config, dir.path(), &console)?;
+        Ok(Self {
+            qemu,
+            dir,
+            console,
+            boot_timeout: config.boot_timeout,
+            _lock: lock,
+        })
+    }
+
+    /// Waits until it takes commands.
+    pub fn wait_booted(&mut self, signals: &SignalFd) -> Result<Result<Channel, Ended>> {
+        let channels = Channels::in_dir(self.dir.path());
+        let deadline = Instant::now() + self.boot_timeout;
+        loop {
+            if let Ok(Some(info)) = signals.read_signal() {
+                let number = u8::try_from(info.ssi_signo).unwrap_or(127);
+                if number != u8::try_from(libc::SIGWINCH)? {
+                    return Ok(Err(Ended(128 + number)));
+                }
+            }
+            if let Some(status) = self.qemu.try_wait().context("cannot wait for QEMU")? {
+                bail!("{}", self.why_ended(status));
+            }
+            if let Some(channel) = channels.try_open(Duration::from_secs(1))? {
+                return Ok(Ok(channel));
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "the simulated host did not boot within {} s (--boot-timeout); its kernel log ends with:\n{}",
+                    self.boot_timeout.as_secs(),
+                    tail(&self.console)
+                );
+            }
+        }
+    }
+
+    fn why_ended(&self, status: ExitStatus) -> String {
+        let how = match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exit code {code}"),
+            (_, signal) => format!("signal {}", signal.unwrap_or(0)),
+        };
+        let said = tail(&self.dir.path().join(qemu::LOG));
+        let log = tail(&self.console);
+        format!("the simulated host ended while it booted (QEMU: {how})\n{said}{log}")
+    }
+
+    /// Has it write everything to the work folder, and ends it.
+    pub fn stop(mut self) {
+        let channels = Channels::in_dir(self.dir.path());
+        let synced = channels
+            .try_open(Duration::from_secs(10))
+            .and_then(|channel| match channel {
+                Some(channel) => {
+                    channel.with(|session| session.shutdown(ShutdownKind::PowerOff))?;
+                    Ok(())
+                }
+                None => bail!("no channel is free"),
+            });
+        if let Err(error) = synced {
+            eprintln!("mvasvm: the simulated host was ended hard: {error:#}");
+        }
+        self.end();
+    }
+
+    /// Nothing in it is worth a slow end: what it wrote is here already.
+    fn end(&mut self) {
+        let ended = self.qemu.kill().and_then(|()| self.qemu.wait());
+        if let Err(error) = ended {
+            eprintln!(
+                "mvasvm: cannot end QEMU (process {}): {error}",
+                self.qemu.id()
+            );
+        }
+    }
+}
+
+impl Drop for SimHost {
+    fn drop(&mut self) {
+        if matches!(self.qemu.try_wait(), Ok(None)) {
+            self.end();
+        }
+    }
+}
+
+/// Takes a lock for the life of the process; `None`: another has it.
+pub(crate) fn lock(path: &Path) -> Result<Option<Flock<fs::File>>> {
+    let file = fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => {
+            Err(io::Error::from(error)).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// Removes the folders of simulated hosts that were killed.
+fn remove_stale(sims: &Path) {
+    for entry in fs::read_dir(sims).into_iter().flatten().flatten() {
+        let dir = entry.path();
+        let lock_path = dir.join("lock");
+        // Without a lock it was made a moment ago.
+        if lock_path.exists() && matches!(lock(&lock_path), Ok(Some(_))) {
+            let _ = fs::remove_dir_all(&dir);
+        }
+    }
+}
+
+/// The last lines of a log.
+fn tail(path: &Path) -> String {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(15)..];
+    last.iter().map(|line| format!("  {line}\n")).collect()
+}

@@ -1,0 +1,189 @@
+//! QEMU's command line.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::SimConfig;
+use super::channels::{COUNT, Channels, PORT_PREFIX};
+use super::init::WORK_TAG;
+
+/// The emulator, and the package that brings it.
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
+pub(crate) const PACKAGE: &str = "qemu-system-x86";
+
+/// QEMU's own messages, in the simulated host's folder.
+pub(super) const LOG: &str = "qemu.log";
+
+const ROOT_TAG: &str = "hostroot";
+
+/// Starts QEMU. It dies with the thread that calls this.
+pub(super) fn spawn(config: &SimConfig, dir: &Path, console: &Path) -> Result<Child> {
+    let exe = std::env::current_exe().context("cannot tell the path of mvasvm itself")?;
+    let log = File::create(dir.join(LOG))?;
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(arguments(config, dir, console, &exe)?)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        // Ctrl-C at the terminal is for the command in it.
+        .process_group(0);
+    let parent = nix::unistd::getpid();
+    // SAFETY: prctl and getppid are system calls that touch no memory of ours.
+    unsafe {
+        command.pre_exec(move || {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+            if nix::unistd::getppid() == parent {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        });
+    }
+    match command.spawn() {
+        Ok(child) => Ok(child),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            bail!("{PROGRAM} is not installed: apt-get install {PACKAGE}")
+        }
+        Err(e) => Err(e).with_context(|| format!("cannot start {PROGRAM}")),
+    }
+}
+
+fn arguments(config: &SimConfig, dir: &Path, console: &Path, exe: &Path) -> Result<Vec<OsString>> {
+    let mut args: Vec<OsString> = [
+        "-no-user-config",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-machine",
+        "q35,hpet=off",
+        "-accel",
+        "tcg,thread=multi,tb-size=1024",
+        "-cpu",
+        "max",
+        "-device",
+        "virtio-rng-pci",
+        "-device",
+        "virtio-serial-pci",
+    ]
+    .map(OsString::from)
+    .to_vec();
+    let mut add = |option: &str, parts: &[&OsStr]| {
+        args.push(option.into());
+        args.push(parts.concat_os());
+    };
+    add("-smp", &[config.cpus.get().to_string().as_ref()]);
+    add("-m", &[format!("{}M", config.mem.bytes() >> 20).as_ref()]);
+    add("-kernel", &[config.kernel.as_os_str()]);
+    add("-append", &[kernel_cmdline(config, exe)?.as_ref()]);
+    add(
+        "-chardev",
+        &["file,id=console,path=".as_ref(), &escaped(console)],
+    );
+    add("-serial", &["chardev:console".as_ref()]);
+    for channel in 0..COUNT {
+        let socket = escaped(&Channels::socket(dir, channel));
+        let head = format!("socket,id=ch{channel},server=on,wait=off,path=");
+        add("-chardev", &[head.as_ref(), &socket]);
+        let port = format!("virtserialport,chardev=ch{channel},name={PORT_PREFIX}{channel}");
+        add("-device", &[port.as_ref()]);
+    }
+    let mut share = |id: &str, options: &str, path: &Path| {
+        let head = format!("local,id={id},security_model=none,multidevs=remap{options},path=");
+        add("-fsdev", &[head.as_ref(), &escaped(path)]);
+        let device = format!("virtio-9p-pci,fsdev={id},mount_tag={id}");
+        add("-device", &[device.as_ref()]);
+    };
+    share(ROOT_TAG, ",readonly=on", Path::new("/"));
+    if let Some(work) = &config.work {
+        share(WORK_TAG, "", work);
+    }
+    Ok(args)
+}
+
+fn kernel_cmdline(config: &SimConfig, exe: &Path) -> Result<String> {
+    let exe = exe
+        .to_str()
+        .filter(|path| !path.contains(|c: char| c.is_whitespace() || c == '"'))
+        .with_context(|| {
+            format!(
+                "{} cannot be named on a kernel command line: install mvasvm at a path without spaces",
+                exe.display()
+            )
+        })?;
+    let work = config
+        .work
+        .as_deref()
+        .map(|work| format!("--work={}", hex(work)));
+    let cmdline = format!(
+        "root={ROOT_TAG} rootfstype=9p rootflags=trans=virtio,version=9p2000.L,cache=loose,msize=524288 ro \
+         console=ttyS0 quiet panic=-1 mitigations=off audit=0 tsc=reliable no_timer_check \
+         init={exe} -- sim-init {}",
+        work.unwrap_or_default()
+    );
+    // COMMAND_LINE_SIZE of the kernel.
+    if cmdline.len() >= 2048 {
+        bail!("the path of the work folder is too long for a kernel command line");
+    }
+    Ok(cmdline)
+}
+
+/// Paths survive the kernel's command line as hexadecimal digits.
+fn hex(path: &Path) -> String {
+    use std::fmt::Write;
+    path.as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+/// A comma ends a value in QEMU's options, two stand for one.
+fn escaped(path: &Path) -> OsString {
+    let bytes = path.as_os_str().as_bytes();
+    let parts: Vec<&[u8]> = bytes.split(|byte| *byte == b',').collect();
+    OsString::from_vec(parts.join(&b",,"[..]))
+}
+
+trait ConcatOs {
+    fn concat_os(&self) -> OsString;
+}
+
+impl ConcatOs for [&OsStr] {
+    fn concat_os(&self) -> OsString {
+        self.iter().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::init::unhex;
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn commas_in_paths_do_not_become_options() {
+        assert_eq!(
+            escaped(Path::new("/a,readonly=off/b")),
+            "/a,,readonly=off/b"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_path_survives_the_kernel_command_line(bytes: Vec<u8>) {
+            let path = Path::new(OsStr::from_bytes(&bytes));
+            prop_assert_eq!(unhex(&hex(path)).expect("own output"), path);
+        }
+    }
+}
