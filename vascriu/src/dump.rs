@@ -11,6 +11,7 @@ use crate::device::{self, Session};
 use crate::manifest::{self, Manifest};
 use crate::name::Name;
 use crate::process;
+use crate::rescue;
 use crate::stats;
 use crate::store::{self, Hold, Store};
 
@@ -158,7 +159,7 @@ impl Dump {
         };
         let criu_start = Instant::now();
         if let Err(e) = run.run() {
-            return Err(take_back(store, name, images, e));
+            return Err(self.take_back(store, name, images, e));
         }
         let criu_ms = ms_since(criu_start);
         let manifest = Manifest::load(images)?;
@@ -180,28 +181,30 @@ impl Dump {
             images,
         })
     }
-}
-
-/// After a failed CRIU: nothing stays, unless the snapshot is all there is.
-fn take_back(store: &Store, name: Name, images: &Path, e: criu::Error) -> Error {
-    if matches!(e, criu::Error::Killed { .. }) && store::is_the_only_copy(images) {
-        let tasks = Manifest::load(images).map(|m| m.tasks).unwrap_or_default();
-        let alive = tasks
-            .iter()
-            .filter(|t| t.is_alive())
-            .map(|t| t.pid)
-            .collect();
-        return match store.publish(&name, images) {
-            Ok(()) => Error::KilledLate {
-                source: e,
-                name,
-                alive,
-            },
+    /// After a failed CRIU: nothing stays, unless the snapshot is all there is.
+    fn take_back(&self, store: &Store, name: Name, images: &Path, e: criu::Error) -> Error {
+        if matches!(e, criu::Error::Killed { .. }) {
+            if store::is_the_only_copy(images) {
+                let tasks = Manifest::load(images).map(|m| m.tasks).unwrap_or_default();
+                let alive = tasks
+                    .iter()
+                    .filter(|t| t.is_alive())
+                    .map(|t| t.pid)
+                    .collect();
+                return match store.publish(&name, images) {
+                    Ok(()) => Error::KilledLate {
+                        source: e,
+                        name,
+                        alive,
+                    },
+                    Err(e) => e.into(),
+                };
+            }
+            rescue::release(self.pid, &self.options);
+        }
+        match store::delete_vases(&name, true) {
+            Ok(()) => e.into(),
             Err(e) => e.into(),
-        };
-    }
-    match store::delete_vases(&name, true) {
-        Ok(()) => e.into(),
-        Err(e) => e.into(),
+        }
     }
 }

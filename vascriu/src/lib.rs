@@ -13,6 +13,7 @@ pub mod name;
 pub mod options;
 pub mod process;
 pub mod report;
+pub mod rescue;
 pub mod restore;
 pub mod stats;
 pub mod store;
