@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
@@ -25,6 +25,9 @@ pub const TESTS: &[Test] = &[
 
 /// What CRIU's configuration must hold.
 const CONFIG: &str = "libdir /usr/lib/vascriu\n";
+
+/// Where runc has CRIU put its logs: the directory of the tests.
+const WORK: &str = "/tmp/vascriu-tests";
 
 /// An OCI bundle whose root is the guest's own, read-only, and whose /mnt is the
 /// test's directory.
@@ -115,33 +118,33 @@ impl Bundle {
 
     fn checkpoint(&self, id: &str) -> Command {
         let mut command = self.runc(&["checkpoint", "--image-path"]);
-        command
-            .arg(self.images())
-            .args(["--work-path", "/tmp/vascriu-tests", id]);
+        command.arg(self.images()).args(["--work-path", WORK, id]);
         command
     }
 
     fn restore(&self, id: &str) -> Command {
         let mut command = self.runc(&["restore", "-d", "--image-path"]);
-        command
-            .arg(self.images())
-            .args(["--work-path", "/tmp/vascriu-tests", id]);
+        command.arg(self.images()).args(["--work-path", WORK, id]);
         command
     }
 
-    /// Runs what must succeed; runc's children keep its standard error open, so
-    /// that goes to a file.
+    /// Runs what must succeed.
     #[track_caller]
     fn good(&self, mut command: Command) {
-        let log = self.dir.join("runc.log");
-        command.stderr(fs::File::create(&log).expect("log"));
-        let status = command.status().expect("runc");
+        let logs = [
+            self.dir.join("runc.log"),
+            Path::new(WORK).join("restore.log"),
+        ];
         let text = || {
-            let logs = [log.as_path(), Path::new("/tmp/vascriu-tests/restore.log")];
-            logs.map(|l| fs::read_to_string(l).unwrap_or_default())
+            logs.each_ref()
+                .map(|l| fs::read_to_string(l).unwrap_or_default())
                 .join("\n")
         };
-        assert!(status.success(), "{command:?}: {}", text());
+        assert!(
+            command.status().expect("runc").success(),
+            "{command:?}: {}",
+            text()
+        );
     }
 
     fn delete(&self, id: &str) {
@@ -224,7 +227,7 @@ fn vas_gone(dir: &Path) {
             .expect("delete");
     }
     assert!(!b.restore("c1").status().expect("runc").success());
-    let log = fs::read_to_string("/tmp/vascriu-tests/restore.log").expect("log");
+    let log = fs::read_to_string(Path::new(WORK).join("restore.log")).expect("log");
     assert!(log.contains("was deleted"), "{log}");
     assert_eq!(workloads(), Vec::<i32>::new());
     b.delete("c1");
