@@ -77,27 +77,19 @@ impl Bundle {
 
     fn runc(&self, args: &[&str]) -> Command {
         let mut command = Command::new("runc");
+        command.arg("--log").arg(self.dir.join("runc.log"));
+        command.args(args).current_dir(&self.dir);
+        // The container inherits these.
         command
-            .args(args)
-            .current_dir(&self.dir)
-            .stdin(std::process::Stdio::null());
-        command.stdout(std::process::Stdio::null());
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         command
     }
 
     /// Starts container `id`; its workload has PID 1.
     fn start(&self, id: &str) -> Workload {
-        let log = fs::File::create(self.dir.join("run.log")).expect("log");
-        let status = self
-            .runc(&["run", "-d", id])
-            .stderr(log)
-            .status()
-            .expect("runc");
-        assert!(
-            status.success(),
-            "{}",
-            fs::read_to_string(self.dir.join("run.log")).expect("log")
-        );
+        self.good(self.runc(&["run", "-d", id]));
         let options = options(&self.acks);
         let ready = self.acks.join("ready-1");
         wait_until("the container to be ready", || ready.exists());
