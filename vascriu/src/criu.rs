@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 
@@ -111,10 +111,11 @@ impl Run<'_> {
         command
             .env(ENV_NAME, self.name)
             .env(ENV_REPORT, self.report_path());
-        command
-            .stdin(Stdio::inherit())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        // Its few words go to the user, past our own output; but what the user
+        // hands down to the tasks must be what it was.
+        if options::value(self.user, &["--inherit-fd"]).is_none() {
+            command.stdout(io::stderr());
+        }
         command
     }
 
@@ -129,20 +130,17 @@ impl Run<'_> {
             return Err(Error::NoPlugin(plugin));
         }
         let quiet = Quiet::new();
-        let mut child = self
+        let status = self
             .command()
-            .spawn()
+            .status()
             .map_err(|e| Error::Start(program(), e))?;
-        let stderr = child.stderr.take().map(io::read_to_string);
-        let status = child.wait().map_err(|e| Error::Start(program(), e))?;
         drop(quiet);
         let report = Report::load(&self.report_path());
         let _ = fs::remove_file(self.report_path());
-        let stderr = stderr.and_then(Result::ok).unwrap_or_default();
-        self.judge(status, report, &stderr)
+        self.judge(status, report)
     }
 
-    fn judge(&self, status: ExitStatus, report: Report, stderr: &str) -> Result<Report, Error> {
+    fn judge(&self, status: ExitStatus, report: Report) -> Result<Report, Error> {
         let action = self.action;
         if status.success() && report.error.is_none() {
             return Ok(report);
@@ -152,10 +150,7 @@ impl Run<'_> {
         }
         let log = fs::read(self.log()).unwrap_or_default();
         let mut lines: Vec<String> = report.error.into_iter().collect();
-        lines.extend(telling(&format!(
-            "{}\n{stderr}",
-            String::from_utf8_lossy(&log)
-        )));
+        lines.extend(telling(&String::from_utf8_lossy(&log)));
         Err(Error::Failed { action, lines })
     }
 }

@@ -1,5 +1,6 @@
 //! `vascriu restore`.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -153,9 +154,9 @@ impl Restore {
             user: &self.options,
         };
         // CRIU's orphans become ours: nothing half restored gets away.
-        let _ = prctl::set_child_subreaper(true);
+        let restorees = Restorees::from_now_on();
         let criu_start = Instant::now();
-        let report = run.run().inspect_err(|_| kill_children())?;
+        let report = run.run().inspect_err(|_| restorees.kill())?;
         let criu_ms = ms_since(criu_start);
         let stats = stats::restore(work);
         let pid = fs::read_to_string(&pidfile)
@@ -175,21 +176,46 @@ impl Restore {
     }
 }
 
-/// Kills and reaps all children, and theirs as they come to us.
-fn kill_children() {
-    loop {
-        let children = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-        for pid in children.split_whitespace().filter_map(|p| p.parse().ok()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        match waitpid(None::<Pid>, None) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return,
+/// The children that this process has, by their PIDs.
+fn children() -> HashSet<Pid> {
+    let list = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    let pids = list.split_whitespace().filter_map(|p| p.parse().ok());
+    pids.map(Pid::from_raw).collect()
+}
+
+/// Tasks that come to us while CRIU runs: its orphans, and what it restored.
+/// Children that we had before, from whoever became us, are none.
+#[derive(Debug)]
+struct Restorees {
+    others: HashSet<Pid>,
+}
+
+impl Restorees {
+    fn from_now_on() -> Self {
+        let _ = prctl::set_child_subreaper(true);
+        Self { others: children() }
+    }
+
+    fn now(&self) -> Vec<Pid> {
+        children().difference(&self.others).copied().collect()
+    }
+
+    /// Kills and reaps them, and theirs as they come to us.
+    fn kill(&self) {
+        loop {
+            let now = self.now();
+            if now.is_empty() {
+                return;
+            }
+            for pid in now {
+                let _ = kill(pid, Signal::SIGKILL);
+                let _ = waitpid(pid, None);
+            }
         }
     }
 }
 
-/// Waits for the restored tasks as CRIU would; says how the root ended, as a
+/// Waits for the restored tree as CRIU would; says how the root ended, as a
 /// shell would.
 #[must_use]
 pub fn wait_for(root: i32) -> u8 {

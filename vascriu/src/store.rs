@@ -8,6 +8,8 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
@@ -131,10 +133,19 @@ impl Store {
             .write(true)
             .open(&path)
             .map_err(at("opening", &path))?;
-        let locked = match hold {
+        let attempt = || match hold {
             Hold::Shared => file.try_lock_shared(),
             Hold::Alone => file.try_lock(),
         };
+        let mut locked = attempt();
+        for _ in 0..10 {
+            // A listing looks, and lets go at once.
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            sleep(Duration::from_millis(5));
+            locked = attempt();
+        }
         match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::Busy(name.clone())),
