@@ -1,0 +1,606 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * /dev/vas: sessions, VAS files, and hiding captured memory from PAGEMAP_SCAN.
+ */
+#include <linux/anon_inodes.h>
+#include <linux/capability.h>
+#include <linux/compat.h>
+#include <linux/file.h>
+#include <linux/hashtable.h>
+#include <linux/init.h>
+#include <linux/miscdevice.h>
+#include <linux/mman.h>
+#include <linux/mmap_lock.h>
+#include <linux/pid.h>
+#include <linux/ptrace.h>
+#include <linux/rmap.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/task.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "internal.h"
+
+struct vas_file {
+	struct vas *vas;
+	struct vas_session *session;
+	u32 access;
+};
+
+/*
+ * @vas holds the memory of @mm that @process does not want to see in
+ * PAGEMAP_SCAN.  Until its session closes; then @vas is unpinned.
+ */
+struct vas_hide {
+	struct hlist_node hash;
+	struct list_head session_node;
+	struct pid *process;
+	struct mm_struct *mm;		/* mmgrab()ed: a key, never entered */
+	struct vas *vas;
+};
+
+static DECLARE_RWSEM(vas_hide_sem);
+static DEFINE_HASHTABLE(vas_hides, 8);
+static atomic_t vas_hide_count;
+
+bool vas_hidden(struct vm_area_struct *vma)
+{
+	struct vas_hide *hide;
+	bool hidden = false;
+
+	if (!atomic_read(&vas_hide_count))
+		return false;
+	down_read(&vas_hide_sem);
+	hash_for_each_possible(vas_hides, hide, hash, (unsigned long)vma->vm_mm) {
+		struct vm_area_struct *copy;
+
+		if (hide->mm != vma->vm_mm || hide->process != task_tgid(current))
+			continue;
+		/* The VMA that was captured, and not one that took its place. */
+		copy = mtree_load(&vas_mm(hide->vas)->mm_mt, vma->vm_start);
+		hidden = copy && copy->vm_start == vma->vm_start &&
+			 copy->vm_end == vma->vm_end && vma->anon_vma &&
+			 copy->vm_pgoff == vma->vm_pgoff &&
+			 copy->anon_vma->root == vma->anon_vma->root;
+		if (hidden)
+			break;
+	}
+	up_read(&vas_hide_sem);
+	return hidden;
+}
+
+static void vas_hide_free(struct vas_hide *hide)
+{
+	put_pid(hide->process);
+	mmdrop(hide->mm);
+	vas_put(hide->vas);
+	kfree(hide);
+}
+
+static struct vas_hide *vas_hide_alloc(struct vas *vas, struct mm_struct *mm)
+{
+	struct vas_hide *hide = kzalloc(sizeof(*hide), GFP_KERNEL_ACCOUNT);
+
+	if (!hide)
+		return NULL;
+	hide->process = get_pid(task_tgid(current));
+	mmgrab(mm);
+	hide->mm = mm;
+	vas_get(vas);
+	hide->vas = vas;
+	return hide;
+}
+
+/* False if the session has closed meanwhile. */
+static bool vas_hide_add(struct vas_session *session, struct vas_hide *hide)
+{
+	bool added;
+
+	down_write(&vas_hide_sem);
+	added = !session->closed;
+	if (added) {
+		hash_add(vas_hides, &hide->hash, (unsigned long)hide->mm);
+		list_add(&hide->session_node, &session->hides);
+		atomic_inc(&vas_hide_count);
+	}
+	up_write(&vas_hide_sem);
+	return added;
+}
+
+static void vas_session_free(struct kref *kref)
+{
+	kfree(container_of(kref, struct vas_session, kref));
+}
+
+static void vas_session_put(struct vas_session *session)
+{
+	kref_put(&session->kref, vas_session_free);
+}
+
+/* --- VAS files --- */
+
+static struct task_struct *get_task(int pidfd)
+{
+	unsigned int flags;
+
+	return pidfd_get_task(pidfd, &flags);
+}
+
+static long vas_ioctl_capture(struct vas_file *vf, void __user *uarg)
+{
+	struct vas_hide *hide = NULL;
+	struct task_struct *task;
+	struct vas_capture arg;
+	struct mm_struct *mm;
+	long err;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	if (arg.flags & ~VAS_CAPTURE_HIDE || arg.reserved[0] || arg.reserved[1])
+		return -EINVAL;
+	if (!(vf->access & VAS_ACCESS_WRITE))
+		return -EBADF;
+	if (!READ_ONCE(vf->vas->registered))
+		return -ENOENT;
+	/* If it closes from here on, that is as if right after the capture. */
+	if (arg.flags & VAS_CAPTURE_HIDE && READ_ONCE(vf->session->closed))
+		return -ESTALE;
+	task = get_task(arg.pidfd);
+	if (IS_ERR(task))
+		return PTR_ERR(task);
+	mm = mm_access(task, PTRACE_MODE_ATTACH_REALCREDS);
+	put_task_struct(task);
+	if (IS_ERR(mm))
+		return PTR_ERR(mm);
+
+	err = -ENOMEM;
+	if (arg.flags & VAS_CAPTURE_HIDE) {
+		hide = vas_hide_alloc(vf->vas, mm);
+		if (!hide)
+			goto out;
+	}
+	err = vas_capture(vf->vas, mm, &arg);
+	if (!err && hide && vas_hide_add(vf->session, hide))
+		hide = NULL;
+	if (hide)
+		vas_hide_free(hide);
+	if (!err && copy_to_user(uarg, &arg, sizeof(arg)))
+		err = -EFAULT;
+out:
+	mmput(mm);
+	return err;
+}
+
+static long vas_ioctl_attach(struct vas_file *vf, void __user *uarg)
+{
+	struct task_struct *task;
+	struct vas_attach arg;
+	struct mm_struct *mm;
+	long err;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	if (arg.flags || arg.reserved[0] || arg.reserved[1])
+		return -EINVAL;
+	if (!(vf->access & VAS_ACCESS_READ))
+		return -EBADF;
+	task = get_task(arg.pidfd);
+	if (IS_ERR(task))
+		return PTR_ERR(task);
+	mm = mm_access(task, PTRACE_MODE_ATTACH_REALCREDS);
+	err = PTR_ERR_OR_ZERO(mm);
+	if (!err) {
+		err = vas_attach(vf->vas, task, mm, &arg);
+		mmput(mm);
+	}
+	put_task_struct(task);
+	if (!err && copy_to_user(uarg, &arg, sizeof(arg)))
+		err = -EFAULT;
+	return err;
+}
+
+static long vas_ioctl_stat(struct vas_file *vf, void __user *uarg)
+{
+	struct vas *vas = vf->vas;
+	struct mm_struct *mm = vas_mm(vas);
+	struct vas_pages count = {};
+	struct vas_stat arg = {
+		.id = vas->id,
+		.mode = vas->mode,
+		.uid = from_kuid_munged(current_user_ns(), vas->uid),
+		.gid = from_kgid_munged(current_user_ns(), vas->gid),
+		.state = vas_state(vas),
+		.created_ns = vas->created_ns,
+		.attaches = atomic64_read(&vas->attaches),
+		.users = atomic_read(&vas->files),
+	};
+
+	if (!(vf->access & VAS_ACCESS_READ))
+		return -EBADF;
+	strscpy(arg.name, vas->name);
+	if (mm) {
+		if (mmap_read_lock_killable(mm))
+			return -EINTR;
+		vas_count_range(mm, 0, TASK_SIZE_MAX, false, &count);
+		mmap_read_unlock(mm);
+		arg.vmas = vas->vmas;
+		arg.bytes = vas->bytes;
+		arg.pages = vas_mm_counter(mm, MM_ANONPAGES);
+		arg.huge_pages = count.huge;
+		arg.swap_pages = vas_mm_counter(mm, MM_SWAPENTS);
+	}
+	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
+static u32 vma_prot(struct vm_area_struct *vma)
+{
+	return (vma->vm_flags & VM_READ ? PROT_READ : 0) |
+	       (vma->vm_flags & VM_WRITE ? PROT_WRITE : 0) |
+	       (vma->vm_flags & VM_EXEC ? PROT_EXEC : 0);
+}
+
+/*
+ * Fills @ranges from *@start on, and sets that to where to go on (0: no more).
+ * Not into user memory: a fault would take another mmap_lock inside the VAS's.
+ */
+static int vas_fill_ranges(struct mm_struct *mm, u64 *start,
+			   struct vas_range *ranges, u32 max)
+{
+	VMA_ITERATOR(vmi, mm, *start);
+	struct vm_area_struct *vma;
+	u32 n = 0;
+
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
+	*start = 0;
+	for_each_vma(vmi, vma) {
+		struct vas_pages count = {};
+
+		if (n == max) {
+			*start = vma->vm_start;
+			break;
+		}
+		vas_count_range(mm, vma->vm_start, vma->vm_end, true, &count);
+		ranges[n++] = (struct vas_range) {
+			.start = vma->vm_start,
+			.end = vma->vm_end,
+			.pages = count.present,
+			.prot = vma_prot(vma),
+			.flags = count.huge ? VAS_RANGE_HUGE : 0,
+		};
+	}
+	mmap_read_unlock(mm);
+	return n;
+}
+
+#define VAS_RANGES_BATCH	(PAGE_SIZE / sizeof(struct vas_range))
+
+static long vas_ioctl_ranges(struct vas_file *vf, void __user *uarg)
+{
+	struct mm_struct *mm = vas_mm(vf->vas);
+	struct vas_range *ranges;
+	struct vas_ranges arg;
+	u32 filled = 0;
+	long err = 0;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	if (arg.reserved || !arg.count)
+		return -EINVAL;
+	if (!(vf->access & VAS_ACCESS_READ))
+		return -EBADF;
+	ranges = kmalloc(PAGE_SIZE, GFP_KERNEL_ACCOUNT);
+	if (!ranges)
+		return -ENOMEM;
+
+	if (!mm || arg.start >= TASK_SIZE_MAX)
+		arg.start = 0;
+	else do {
+		int n = vas_fill_ranges(mm, &arg.start, ranges,
+					min_t(u32, arg.count - filled,
+					      VAS_RANGES_BATCH));
+
+		if (n < 0)
+			err = n;
+		else if (copy_to_user(u64_to_user_ptr(arg.ranges) +
+					filled * sizeof(*ranges),
+				      ranges, n * sizeof(*ranges)))
+			err = -EFAULT;
+		else
+			filled += n;
+	} while (!err && arg.start && filled < arg.count);
+	kfree(ranges);
+
+	arg.count = filled;
+	if (!err && copy_to_user(uarg, &arg, sizeof(arg)))
+		err = -EFAULT;
+	return err;
+}
+
+static long vas_ioctl_delete(struct vas_file *vf, void __user *uarg)
+{
+	struct vas_delete arg;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	if (arg.flags & ~VAS_DELETE_FORCE || arg.reserved)
+		return -EINVAL;
+	if (!(vf->access & VAS_ACCESS_WRITE))
+		return -EBADF;
+
+	return vas_delete(vf->vas, arg.flags & VAS_DELETE_FORCE);
+}
+
+static long vas_file_ioctl(struct file *file, unsigned int cmd,
+			   unsigned long arg)
+{
+	struct vas_file *vf = file->private_data;
+	void __user *uarg = (void __user *)arg;
+
+	switch (cmd) {
+	case VAS_IOC_CAPTURE:
+		return vas_ioctl_capture(vf, uarg);
+	case VAS_IOC_ATTACH:
+		return vas_ioctl_attach(vf, uarg);
+	case VAS_IOC_STAT:
+		return vas_ioctl_stat(vf, uarg);
+	case VAS_IOC_RANGES:
+		return vas_ioctl_ranges(vf, uarg);
+	case VAS_IOC_DELETE:
+		return vas_ioctl_delete(vf, uarg);
+	default:
+		return -ENOTTY;
+	}
+}
+
+static int vas_file_release(struct inode *inode, struct file *file)
+{
+	struct vas_file *vf = file->private_data;
+
+	atomic_dec(&vf->vas->files);
+	vas_put(vf->vas);
+	vas_session_put(vf->session);
+	kfree(vf);
+	return 0;
+}
+
+static const struct file_operations vas_file_fops = {
+	.owner = THIS_MODULE,
+	.release = vas_file_release,
+	.unlocked_ioctl = vas_file_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+};
+
+/* A new file of @vas.  The caller holds vas_mutex, so that @vas stays. */
+static struct file *vas_file_new(struct vas_session *session, struct vas *vas,
+				 u32 access)
+{
+	struct vas_file *vf = kmalloc(sizeof(*vf), GFP_KERNEL_ACCOUNT);
+	struct file *file;
+
+	lockdep_assert_held(&vas_mutex);
+	if (!vf)
+		return ERR_PTR(-ENOMEM);
+	*vf = (struct vas_file) {
+		.vas = vas, .session = session, .access = access,
+	};
+	file = anon_inode_getfile("[vas]", &vas_file_fops, vf, O_RDWR);
+	if (IS_ERR(file)) {
+		kfree(vf);
+		return file;
+	}
+	vas_get(vas);
+	atomic_inc(&vas->files);
+	kref_get(&session->kref);
+	return file;
+}
+
+/* --- Sessions --- */
+
+static long vas_ioctl_info(void __user *uarg)
+{
+	struct vas_info arg = {
+		.abi_version = VAS_ABI_VERSION,
+		.features = VAS_FEATURE_PAGEMAP_HIDE,
+	};
+
+	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
+static long vas_ioctl_create(struct vas_session *session, void __user *uarg)
+{
+	struct vas_create arg;
+	struct file *file;
+	struct vas *vas;
+	long err;
+	int fd;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	if (arg.flags || arg.mode & ~0777)
+		return -EINVAL;
+	fd = get_unused_fd_flags(O_CLOEXEC);
+	if (fd < 0)
+		return fd;
+
+	mutex_lock(&vas_mutex);
+	vas = vas_create(arg.name, arg.mode);
+	if (IS_ERR(vas)) {
+		mutex_unlock(&vas_mutex);
+		err = PTR_ERR(vas);
+		goto out_fd;
+	}
+	vas_get(vas);
+	list_add_tail(&vas->session_node, &session->vases);
+	file = vas_file_new(session, vas, VAS_ACCESS_READ | VAS_ACCESS_WRITE);
+	mutex_unlock(&vas_mutex);
+
+	arg.id = vas->id;
+	err = PTR_ERR_OR_ZERO(file);
+	if (!err && copy_to_user(uarg, &arg, sizeof(arg))) {
+		fput(file);
+		err = -EFAULT;
+	}
+	if (err)
+		vas_delete(vas, true);
+	else
+		fd_install(fd, file);
+	vas_put(vas);
+	if (!err)
+		return fd;
+out_fd:
+	put_unused_fd(fd);
+	return err;
+}
+
+static long vas_ioctl_open(struct vas_session *session, void __user *uarg)
+{
+	struct vas_open arg;
+	struct file *file;
+	struct vas *vas;
+	long err;
+	int fd;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	if (arg.flags || !arg.access ||
+	    arg.access & ~(VAS_ACCESS_READ | VAS_ACCESS_WRITE))
+		return -EINVAL;
+	fd = get_unused_fd_flags(O_CLOEXEC);
+	if (fd < 0)
+		return fd;
+
+	mutex_lock(&vas_mutex);
+	vas = vas_find(arg.id, arg.name);
+	err = -ENOENT;
+	if (!vas)
+		goto out_unlock;
+	err = -EACCES;
+	if (!vas_may(vas, arg.access))
+		goto out_unlock;
+	arg.id = vas->id;
+	memcpy(arg.name, vas->name, sizeof(arg.name));
+	file = vas_file_new(session, vas, arg.access);
+	mutex_unlock(&vas_mutex);
+
+	err = PTR_ERR_OR_ZERO(file);
+	if (err)
+		goto out_fd;
+	if (copy_to_user(uarg, &arg, sizeof(arg))) {
+		fput(file);
+		err = -EFAULT;
+		goto out_fd;
+	}
+	fd_install(fd, file);
+	return fd;
+
+out_unlock:
+	mutex_unlock(&vas_mutex);
+out_fd:
+	put_unused_fd(fd);
+	return err;
+}
+
+static long vas_ioctl_commit(struct vas_session *session)
+{
+	struct vas *vas, *next;
+	long err = 0;
+
+	mutex_lock(&vas_mutex);
+	list_for_each_entry(vas, &session->vases, session_node)
+		if (!vas_mm(vas))
+			err = -ENODATA;
+	if (!err) {
+		list_for_each_entry_safe(vas, next, &session->vases,
+					 session_node) {
+			WRITE_ONCE(vas->committed, true);
+			list_del_init(&vas->session_node);
+		}
+	}
+	mutex_unlock(&vas_mutex);
+	return err;
+}
+
+static long vas_session_ioctl(struct file *file, unsigned int cmd,
+			      unsigned long arg)
+{
+	struct vas_session *session = file->private_data;
+	void __user *uarg = (void __user *)arg;
+
+	switch (cmd) {
+	case VAS_IOC_INFO:
+		return vas_ioctl_info(uarg);
+	case VAS_IOC_CREATE:
+		return vas_ioctl_create(session, uarg);
+	case VAS_IOC_OPEN:
+		return vas_ioctl_open(session, uarg);
+	case VAS_IOC_COMMIT:
+		return vas_ioctl_commit(session);
+	default:
+		return -ENOTTY;
+	}
+}
+
+static int vas_session_open(struct inode *inode, struct file *file)
+{
+	struct vas_session *session;
+
+	if (!checkpoint_restore_ns_capable(&init_user_ns))
+		return -EPERM;
+	session = kzalloc(sizeof(*session), GFP_KERNEL_ACCOUNT);
+	if (!session)
+		return -ENOMEM;
+	kref_init(&session->kref);
+	INIT_LIST_HEAD(&session->vases);
+	INIT_LIST_HEAD(&session->hides);
+	file->private_data = session;
+	return 0;
+}
+
+static int vas_session_release(struct inode *inode, struct file *file)
+{
+	struct vas_session *session = file->private_data;
+	struct vas_hide *hide, *next_hide;
+	struct vas *vas;
+
+	down_write(&vas_hide_sem);
+	session->closed = true;
+	list_for_each_entry(hide, &session->hides, session_node) {
+		hash_del(&hide->hash);
+		atomic_dec(&vas_hide_count);
+	}
+	up_write(&vas_hide_sem);
+	list_for_each_entry_safe(hide, next_hide, &session->hides, session_node)
+		vas_hide_free(hide);
+
+	for (;;) {
+		mutex_lock(&vas_mutex);
+		vas = list_first_entry_or_null(&session->vases, struct vas,
+					       session_node);
+		if (vas)
+			vas_get(vas);
+		mutex_unlock(&vas_mutex);
+		if (!vas)
+			break;
+		vas_delete(vas, true);
+		vas_put(vas);
+	}
+	vas_session_put(session);
+	return 0;
+}
+
+static const struct file_operations vas_session_fops = {
+	.owner = THIS_MODULE,
+	.open = vas_session_open,
+	.release = vas_session_release,
+	.unlocked_ioctl = vas_session_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+};
+
+static struct miscdevice vas_device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "vas",
+	.fops = &vas_session_fops,
+	.mode = 0666,	/* open() asks for the capability */
+};
+builtin_misc_device(vas_device);

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Virtual address spaces (VAS).
+ *
+ * A VAS owns an mm_struct that no task runs in.  Its mm is made whole by one
+ * capture and never gains a page after that: it has no faults, is registered
+ * neither with KSM nor with khugepaged, and its PTEs are read-only.  To reclaim,
+ * migration and swapoff it is an mm like any other (mm_users > 0), so its pages
+ * can be swapped, moved and split.
+ *
+ * Locks, outermost first:
+ *
+ *	vas_mutex		names, ids, sessions, and what VAS is registered
+ *	vas->lock		one capture at a time
+ *	mmap_lock of the target	subclass 0
+ *	mmap_lock of vas->mm	subclass VAS_LOCK_VAS
+ *	mmap_lock of a stage	subclass VAS_LOCK_STAGE (see attach.c)
+ *	root anon_vma rwsem	while pages change their VMA
+ *	page table locks	two at once, nested as in copy_pte_range()
+ *
+ * vas_hide_sem is a leaf under the mmap_lock of the target (PAGEMAP_SCAN holds
+ * that one); nothing is taken under it.  Neither a mmap_lock nor user memory
+ * is touched under vas_mutex.
+ */
+#ifndef _MM_VAS_INTERNAL_H
+#define _MM_VAS_INTERNAL_H
+
+#include <linux/cred.h>
+#include <linux/kobject.h>
+#include <linux/list.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/refcount.h>
+#include <linux/vas.h>
+#include <uapi/linux/vas.h>
+
+#define VAS_LOCK_VAS	SINGLE_DEPTH_NESTING
+#define VAS_LOCK_STAGE	(SINGLE_DEPTH_NESTING + 1)
+
+/*
+ * Lifetime: @pins counts the registry (from creation to deletion), every open
+ * VAS file and every hide.  The last pin frees the memory.  The struct itself
+ * lives as long as its kobject.
+ */
+struct vas {
+	struct kobject kobj;		/* /sys/kernel/vas/<id> */
+	refcount_t pins;
+	atomic_t files;
+
+	u64 id;				/* these five never change */
+	char name[VAS_NAME_MAX];
+	umode_t mode;
+	kuid_t uid;
+	kgid_t gid;
+	u64 created_ns;
+
+	bool registered;		/* written under vas_mutex */
+	bool committed;			/* written under vas_mutex */
+	struct list_head session_node;	/* by vas_mutex; linked while transient */
+
+	struct mutex lock;
+	/*
+	 * NULL until a capture succeeded; set once with release semantics, after
+	 * @vmas and @bytes.  Its VMA tree never changes again.
+	 */
+	struct mm_struct *mm;
+	u64 vmas;
+	u64 bytes;
+	atomic64_t attaches;
+};
+
+/*
+ * An open of /dev/vas.  @kref: that file, and every VAS file made through it
+ * (a capture hides through its session).  @closed and @hides by vas_hide_sem.
+ */
+struct vas_session {
+	struct kref kref;
+	bool closed;
+	struct list_head vases;		/* transient ones, by vas_mutex */
+	struct list_head hides;
+};
+
+/* What is mapped in a VAS now, in pages. */
+struct vas_pages {
+	u64 present;
+	u64 huge;
+	u64 exclusive;
+};
+
+static inline struct mm_struct *vas_mm(struct vas *vas)
+{
+	return smp_load_acquire(&vas->mm);
+}
+
+/* Exact, unlike get_mm_counter(). */
+static inline u64 vas_mm_counter(struct mm_struct *mm, int member)
+{
+	return percpu_counter_sum_positive(&mm->rss_stat[member]);
+}
+
+/* vas.c */
+extern struct mutex vas_mutex;
+
+struct vas *vas_create(const char *name, umode_t mode);
+struct vas *vas_find(u64 id, const char *name);
+bool vas_may(struct vas *vas, u32 access);
+int vas_delete(struct vas *vas, bool force);
+void vas_put(struct vas *vas);
+u32 vas_state(struct vas *vas);
+
+static inline void vas_get(struct vas *vas)
+{
+	refcount_inc(&vas->pins);
+}
+
+struct mm_struct *vas_mm_alloc(void);
+struct vm_area_struct *vas_add_vma(struct mm_struct *mm, unsigned long start,
+				   unsigned long end, pgoff_t pgoff,
+				   vm_flags_t flags, pgprot_t prot);
+bool vas_eligible(struct vm_area_struct *vma);
+int vas_share_pages(struct vm_area_struct *dst, struct vm_area_struct *src,
+		    unsigned long start, unsigned long end);
+void vas_count_range(struct mm_struct *mm, unsigned long start,
+		     unsigned long end, bool ptes, struct vas_pages *count);
+
+/* sysfs.c */
+int vas_sysfs_add(struct vas *vas);
+void vas_sysfs_init(struct vas *vas);
+
+/* capture.c */
+int vas_capture(struct vas *vas, struct mm_struct *mm, struct vas_capture *arg);
+
+/* attach.c */
+int vas_attach(struct vas *vas, struct task_struct *task, struct mm_struct *mm,
+	       struct vas_attach *arg);
+
+/* move.c */
+int vas_move_prepare(struct vm_area_struct *dst, struct vm_area_struct *src);
+void vas_move_pages(struct vm_area_struct *dst, struct vm_area_struct *src);
+pmd_t *vas_next_pmd(struct mm_struct *mm, unsigned long *addr,
+		    unsigned long end);
+
+#endif /* _MM_VAS_INTERNAL_H */

@@ -1,0 +1,402 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the self-tests of MVAS share: the ioctls as functions, and *targets*,
+ * children that run functions of ours on request, in their own memory.
+ *
+ * All helpers return -errno where the system call failed, so that a test states
+ * the error that it expects.
+ */
+#ifndef VAS_TEST_H
+#define VAS_TEST_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+#include <linux/vas.h>
+
+#include "kselftest_harness.h"
+/* Emulated machines are slow, with KASAN above all. */
+#undef TEST_TIMEOUT_DEFAULT
+#define TEST_TIMEOUT_DEFAULT 600
+
+#define KiB	1024UL
+#define MiB	(1024 * KiB)
+#define GiB	(1024 * MiB)
+#define PAGE	4096UL
+#define HUGE	(2 * MiB)
+
+/* Free in every process of ours, and aligned to all sizes of page table. */
+#define BASE	(1UL << 40)
+
+typedef unsigned long ulong;
+
+static inline long ret_errno(long ret)
+{
+	return ret < 0 ? -errno : ret;
+}
+
+/* --- /dev/vas --- */
+
+static inline int vas_session(void)
+{
+	return ret_errno(open("/dev/vas", O_RDWR | O_CLOEXEC));
+}
+
+/* A new VAS, named after the test and the process; its id to *id. */
+static inline int vas_create(int session, const char *name, unsigned int mode,
+			     uint64_t *id)
+{
+	struct vas_create arg = { .mode = mode };
+	int fd;
+
+	strncpy(arg.name, name, sizeof(arg.name) - 1);
+	fd = ret_errno(ioctl(session, VAS_IOC_CREATE, &arg));
+	if (id)
+		*id = arg.id;
+	return fd;
+}
+
+static inline int vas_open(int session, uint64_t id, const char *name,
+			   unsigned int access)
+{
+	struct vas_open arg = { .id = id, .access = access };
+
+	if (name)
+		strncpy(arg.name, name, sizeof(arg.name) - 1);
+	return ret_errno(ioctl(session, VAS_IOC_OPEN, &arg));
+}
+
+static inline int vas_commit(int session)
+{
+	return ret_errno(ioctl(session, VAS_IOC_COMMIT));
+}
+
+static inline int pidfd_of(pid_t pid)
+{
+	return ret_errno(syscall(SYS_pidfd_open, pid, 0));
+}
+
+static inline int vas_capture(int vas, pid_t pid, unsigned int flags,
+			      struct vas_capture *out)
+{
+	struct vas_capture arg = { .pidfd = pidfd_of(pid), .flags = flags };
+	int ret;
+
+	if (arg.pidfd < 0)
+		return arg.pidfd;
+	ret = ret_errno(ioctl(vas, VAS_IOC_CAPTURE, &arg));
+	close(arg.pidfd);
+	if (out)
+		*out = arg;
+	return ret;
+}
+
+static inline int vas_attach(int vas, pid_t pid, ulong src, ulong len,
+			     ulong dst, struct vas_attach *out)
+{
+	struct vas_attach arg = {
+		.pidfd = pidfd_of(pid), .src = src, .len = len, .dst = dst,
+	};
+	int ret;
+
+	if (arg.pidfd < 0)
+		return arg.pidfd;
+	ret = ret_errno(ioctl(vas, VAS_IOC_ATTACH, &arg));
+	close(arg.pidfd);
+	if (out)
+		*out = arg;
+	return ret;
+}
+
+static inline int vas_stat(int vas, struct vas_stat *out)
+{
+	return ret_errno(ioctl(vas, VAS_IOC_STAT, out));
+}
+
+static inline int vas_delete(int vas, unsigned int flags)
+{
+	struct vas_delete arg = { .flags = flags };
+
+	return ret_errno(ioctl(vas, VAS_IOC_DELETE, &arg));
+}
+
+/* The range that holds addr; its .end is 0 if there is none. */
+static inline struct vas_range vas_range_at(int vas, ulong addr)
+{
+	struct vas_range range = {};
+	struct vas_ranges arg = {
+		.start = addr, .ranges = (ulong)&range, .count = 1,
+	};
+
+	if (ioctl(vas, VAS_IOC_RANGES, &arg) || !arg.count || range.start > addr)
+		range.end = 0;
+	return range;
+}
+
+/* --- Targets --- */
+
+struct target {
+	pid_t pid;
+	int fd;
+};
+
+typedef long (*target_fn)(ulong a, ulong b, ulong c);
+
+struct target_call {
+	target_fn fn;
+	ulong arg[3];
+};
+
+static inline void target_loop(int fd)
+{
+	struct target_call call;
+
+	while (read(fd, &call, sizeof(call)) == sizeof(call)) {
+		long ret = call.fn(call.arg[0], call.arg[1], call.arg[2]);
+
+		if (write(fd, &ret, sizeof(ret)) != sizeof(ret))
+			break;
+	}
+	_exit(0);
+}
+
+/* A child that waits for calls; it dies with this process at the latest. */
+static inline struct target target_new(void)
+{
+	struct target t;
+	int fds[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds))
+		abort();
+	fflush(NULL);
+	t.pid = fork();
+	if (t.pid < 0)
+		abort();
+	if (!t.pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		/* Nothing of the test's, above all no VAS. */
+		dup2(fds[1], 3);
+		close_range(4, ~0U, 0);
+		target_loop(3);
+	}
+	close(fds[1]);
+	t.fd = fds[0];
+	return t;
+}
+
+/* Runs fn(a, b, c) in the target; -ECONNRESET if it died of it. */
+static inline long tcall(struct target *t, target_fn fn, ulong a, ulong b,
+			 ulong c)
+{
+	struct target_call call = { fn, { a, b, c } };
+	long ret;
+
+	if (send(t->fd, &call, sizeof(call), MSG_NOSIGNAL) != sizeof(call) ||
+	    read(t->fd, &ret, sizeof(ret)) != sizeof(ret))
+		return -ECONNRESET;
+	return ret;
+}
+
+static inline void target_kill(struct target *t)
+{
+	kill(t->pid, SIGKILL);
+	waitpid(t->pid, NULL, 0);
+	close(t->fd);
+}
+
+/* --- What targets do --- */
+
+/* mmap(MAP_FIXED), private anonymous. */
+static inline long t_map(ulong addr, ulong len, ulong prot)
+{
+	void *p = mmap((void *)addr, len, prot, MAP_PRIVATE | MAP_ANONYMOUS |
+		       MAP_FIXED_NOREPLACE, -1, 0);
+
+	return p == MAP_FAILED ? -errno : 0;
+}
+
+static inline uint64_t word_at(ulong addr, ulong seed)
+{
+	return (addr * 0x9e3779b97f4a7c15UL) ^ seed;
+}
+
+/* The first and the last word of every page, different everywhere. */
+static inline long t_fill(ulong addr, ulong len, ulong seed)
+{
+	for (ulong p = addr; p < addr + len; p += PAGE) {
+		*(uint64_t *)p = word_at(p, seed);
+		*(uint64_t *)(p + PAGE - 8) = word_at(p + 1, seed);
+	}
+	return 0;
+}
+
+/* How many pages differ from t_fill() at the same address. */
+static inline long t_check(ulong addr, ulong len, ulong seed)
+{
+	long bad = 0;
+
+	for (ulong p = addr; p < addr + len; p += PAGE)
+		bad += *(uint64_t *)p != word_at(p, seed) ||
+		       *(uint64_t *)(p + PAGE - 8) != word_at(p + 1, seed);
+	return bad;
+}
+
+/* The same, of a range that was filled at @was with seed 1. */
+static inline long t_check_moved(ulong addr, ulong len, ulong was)
+{
+	long bad = 0;
+
+	for (ulong p = 0; p < len; p += PAGE)
+		bad += *(uint64_t *)(addr + p) != word_at(was + p, 1);
+	return bad;
+}
+
+/* How many pages are not all zero where t_fill() would write. */
+static inline long t_check_zero(ulong addr, ulong len, ulong unused)
+{
+	long bad = 0;
+
+	for (ulong p = addr; p < addr + len; p += PAGE)
+		bad += *(uint64_t *)p || *(uint64_t *)(p + PAGE - 8);
+	return bad;
+}
+
+static inline long t_madvise(ulong addr, ulong len, ulong advice)
+{
+	return ret_errno(madvise((void *)addr, len, advice));
+}
+
+static inline long t_mprotect(ulong addr, ulong len, ulong prot)
+{
+	return ret_errno(mprotect((void *)addr, len, prot));
+}
+
+static inline long t_munmap(ulong addr, ulong len, ulong unused)
+{
+	return ret_errno(munmap((void *)addr, len));
+}
+
+static inline long t_mlock(ulong addr, ulong len, ulong unused)
+{
+	return ret_errno(mlock((void *)addr, len));
+}
+
+static inline long t_nop(ulong a, ulong b, ulong c)
+{
+	return 0;
+}
+
+/* --- /proc --- */
+
+/* The number after @key in @file (in kB where the file has kB); -1 if none. */
+static inline long proc_value(const char *file, const char *key)
+{
+	char line[512];
+	size_t len = strlen(key);
+	long value = -1;
+	FILE *f = fopen(file, "re");
+
+	if (!f)
+		return -1;
+	while (value < 0 && fgets(line, sizeof(line), f)) {
+		char *p = line;
+
+		if (!strncmp(p, key, len) && (p[len] == ':' || p[len] == ' '))
+			value = strtol(p + len + 1, NULL, 10);
+	}
+	fclose(f);
+	return value;
+}
+
+static inline long pid_status(pid_t pid, const char *key)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	return proc_value(path, key);
+}
+
+static inline long meminfo(const char *key)
+{
+	return proc_value("/proc/meminfo", key);
+}
+
+/* The value of @key in smaps of the VMA that begins at @addr; -1 if none. */
+static inline long smaps_value(pid_t pid, ulong addr, const char *key)
+{
+	char path[64], line[512];
+	size_t len = strlen(key);
+	long value = -1;
+	bool here = false;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps", pid);
+	f = fopen(path, "re");
+	if (!f)
+		return -1;
+	while (value < 0 && fgets(line, sizeof(line), f)) {
+		ulong start, end;
+
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			here = start == addr;
+		else if (here && !strncmp(line, key, len) && line[len] == ':')
+			value = strtol(line + len + 1, NULL, 10);
+	}
+	fclose(f);
+	return value;
+}
+
+static inline int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	int ret;
+
+	if (fd < 0)
+		return -errno;
+	ret = write(fd, text, strlen(text)) < 0 ? -errno : 0;
+	close(fd);
+	return ret;
+}
+
+/* A file's text without its newline; "" if it cannot be read. */
+static inline const char *read_file(const char *path)
+{
+	static char text[4096];
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = 0;
+	text[strcspn(text, "\n")] = 0;
+	return text;
+}
+
+static inline const char *vas_sysfs(uint64_t id, const char *file)
+{
+	static char path[128];
+
+	snprintf(path, sizeof(path), "/sys/kernel/vas/%lu/%s", id, file);
+	return path;
+}
+
+#endif /* VAS_TEST_H */
