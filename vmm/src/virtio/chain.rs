@@ -287,3 +287,171 @@ impl<'m> Buffers<'m> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::desc::split::Descriptor;
+    use virtio_queue::mock::{DescriptorTable, MockSplitQueue};
+    use virtio_queue::{Queue, QueueT};
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::virtio::test_utils::{INDIRECT, NEXT, WRITE};
+
+    const HOLE: u64 = 0x10_0000;
+
+    /// Two regions that touch, as far as the guest is concerned: host addresses may jump.
+    fn memory() -> GuestMemory {
+        let second = (GuestAddress(HOLE), 0x1_0000);
+        GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000), second]).unwrap()
+    }
+
+    fn chain<'m>(
+        mem: &'m GuestMemory,
+        table: &[(u64, u32, u16, u16)],
+    ) -> Result<Chain<'m>, ChainError> {
+        let table: Vec<_> = table
+            .iter()
+            .map(|(addr, len, flags, next)| {
+                RawDescriptor::from(Descriptor::new(*addr, *len, *flags, *next))
+            })
+            .collect();
+        let queue = MockSplitQueue::new(mem, 16);
+        queue.add_desc_chains(&table, 0).unwrap();
+        let mut queue: Queue = queue.create_queue().unwrap();
+        Chain::new(mem, queue.pop_descriptor_chain(mem).unwrap())
+    }
+
+    #[test]
+    fn readable_and_writable_parts_are_told_apart() {
+        let mem = memory();
+        let table = [
+            (0x2000, 10, NEXT, 1),
+            (0x3000, 20, NEXT | WRITE, 2),
+            (0x4000, 30, WRITE, 0),
+        ];
+        let chain = chain(&mem, &table).unwrap();
+        assert_eq!((chain.readable.len(), chain.writable.len()), (10, 50));
+    }
+
+    #[test]
+    fn a_readable_descriptor_after_a_writable_one_is_refused() {
+        let table = [(0x2000, 10, NEXT | WRITE, 1), (0x3000, 20, 0, 0)];
+        let mem = memory();
+        assert!(matches!(chain(&mem, &table), Err(ChainError::Order)));
+    }
+
+    #[test]
+    fn chains_that_do_not_end_well_are_broken() {
+        for table in [
+            // A loop; an index outside of the table; indirect in the middle, badly.
+            vec![(0x2000, 10, NEXT, 1), (0x3000, 10, NEXT, 0)],
+            vec![(0x2000, 10, NEXT, 16)],
+            vec![(0x2000, 10, NEXT, 1), (0x3000, 15, INDIRECT, 0)],
+            vec![(0x2000, 0, INDIRECT, 0)],
+            vec![(u64::MAX - 31, 32, INDIRECT, 0)],
+            // More than 4 GiB in all.
+            vec![(0x2000, 0xf_0000, NEXT, 1), (0x3000, u32::MAX, 0, 0)],
+        ] {
+            let mem = memory();
+            let result = chain(&mem, &table);
+            assert!(
+                matches!(result, Err(ChainError::Broken)),
+                "{table:x?} {result:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_indirect_table_longer_than_the_limit_is_refused() {
+        let mem = memory();
+        let table = DescriptorTable::new(&mem, GuestAddress(0x8000), 600);
+        for i in 0..600 {
+            let flags = if i < 599 { NEXT } else { 0 };
+            let descriptor = Descriptor::new(0x2000, 1, flags, i + 1);
+            table.store(i, RawDescriptor::from(descriptor)).unwrap();
+        }
+        let long = chain(&mem, &[(0x8000, 600 * 16, INDIRECT, 0)]);
+        assert!(matches!(long, Err(ChainError::TooLong)));
+    }
+
+    #[test]
+    fn buffers_partly_outside_of_memory_are_refused() {
+        for (addr, len) in [
+            (HOLE + 0xffff, 2),
+            (HOLE + 0x1_0000, 1),
+            (u64::MAX, 1),
+            (0, u32::MAX),
+        ] {
+            let mem = memory();
+            let result = chain(&mem, &[(addr, len, 0, 0)]);
+            assert!(
+                matches!(result, Err(ChainError::Address { .. })),
+                "{addr:#x} {len}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_ends_too_early_is_an_error() {
+        let mem = memory();
+        let chain = chain(&mem, &[(0x2000, 100, WRITE, 0)]).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(99).unwrap();
+        let error = chain.writable.read_exact_at(&file, 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let error = chain.writable.read_exact_at(&file, u64::MAX).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    proptest! {
+        /// However memory is cut into pieces, it is one buffer; also across two regions.
+        #[test]
+        fn pieces_behave_like_one_buffer(
+            lens in proptest::collection::vec(0u32..300, 1..12),
+            start in (HOLE - 2000)..HOLE,
+            cuts in proptest::collection::vec(0usize..4000, 2),
+        ) {
+            let mem = memory();
+            let last = lens.len() - 1;
+            let mut at = start;
+            let table: Vec<_> = (1u16..).zip(&lens).map(|(i, len)| {
+                let entry = (at, *len, if usize::from(i) <= last { NEXT | WRITE } else { WRITE }, i);
+                at += u64::from(*len);
+                entry
+            }).collect();
+            let buffers = chain(&mem, &table).unwrap().writable;
+            let total = usize::try_from(at - start).unwrap();
+            prop_assert_eq!(buffers.len(), total);
+
+            let data: Vec<u8> = (0..total).map(|i| u8::try_from(i % 251).unwrap()).collect();
+            let file = tempfile::tempfile().unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &data, 7).unwrap();
+            buffers.read_exact_at(&file, 7).unwrap();
+            let mut seen = vec![0; total];
+            mem.read_slice(&mut seen, GuestAddress(start)).unwrap();
+            prop_assert_eq!(&seen, &data);
+
+            let (first, rest) = buffers.clone().split_at(cuts[0]);
+            let (second, third) = rest.split_at(cuts[1]);
+            prop_assert_eq!(first.len(), cuts[0].min(total));
+            let mut joined = Vec::new();
+            for part in [&first, &second, &third] {
+                let mut bytes = vec![0; part.len()];
+                prop_assert_eq!(part.copy_to(&mut bytes), part.len());
+                joined.extend(bytes);
+            }
+            prop_assert_eq!(&joined, &data);
+
+            buffers.write_all_at(&file, 0).unwrap();
+            let mut written = vec![0; total];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut written, 0).unwrap();
+            prop_assert_eq!(&written, &data);
+            prop_assert_eq!(buffers.copy_from(&vec![9; total + 5]), total);
+            prop_assert_eq!(buffers.read_array::<0>(), Some([]));
+            prop_assert_eq!(buffers.read_array::<5000>().is_some(), total >= 5000);
+        }
+    }
+}

@@ -85,8 +85,13 @@ impl Console {
         }
         self.size = size;
         self.generation = self.generation.wrapping_add(1);
+        self.tell_size();
+    }
+
+    fn tell_size(&mut self) {
         if let Some(active) = self.state.activated()
             && active.features & F_SIZE != 0
+            && self.size != WindowSize::default()
         {
             active.interrupt.config_changed();
         }
@@ -267,7 +272,10 @@ impl VirtioDevice for Console {
 
     fn activate(&mut self, args: ActivateArgs) -> Result<(), ActivateError> {
         self.written = 0;
-        start(&mut self.state, &self.events, args)
+        start(&mut self.state, &self.events, args)?;
+        // Linux reads the size only when it hears of a change.
+        self.tell_size();
+        Ok(())
     }
 
     fn reset(&mut self) {
@@ -453,6 +461,7 @@ mod tests {
             [80, 0, 24, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
         );
         let driver = Driver::start(&mut device);
+        assert_eq!(driver.interrupts(), 1);
         let generation = device.config_generation();
         device.update_size();
         assert_eq!(driver.interrupts(), 0);
