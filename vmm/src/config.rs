@@ -225,8 +225,91 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
     /// `hvc0`, if wanted.
     pub console: Option<ConsoleConfig>,
-    /// Where the bytes written to `ttyS0` go; see [`crate::devices`].
+    /// Where the bytes written to `ttyS0` go; see [`crate::devices::BoundedLog`].
     pub serial_output: Box<dyn Write + Send>,
     /// Bytes for `ttyS0` to read, if any (a pipe, terminal or socket).
     pub serial_input: Option<File>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mem(s: &str) -> Result<u64, ConfigError> {
+        s.parse::<MemSize>().map(MemSize::bytes)
+    }
+
+    #[test]
+    fn memory_sizes_are_read_in_every_unit() {
+        for (text, bytes) in [
+            ("64", 64 << 20),
+            ("65536k", 64 << 20),
+            ("512M", 512 << 20),
+            ("8G", 8 << 30),
+            ("64g", 64 << 30),
+            ("2T", 2 << 40),
+        ] {
+            assert_eq!(mem(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_sizes_that_make_no_sense_say_why() {
+        for text in [
+            "", "G", "8GB", "-1G", "1.5G", "0x10", " 8G", "8 G", "٣G", "many",
+        ] {
+            assert_eq!(mem(text), Err(ConfigError::MemNotANumber(text.into())));
+        }
+        for text in ["0", "0G", "31M"] {
+            assert!(
+                matches!(mem(text), Err(ConfigError::MemTooSmall { .. })),
+                "{text}"
+            );
+        }
+        for text in ["4096T", "99999999999999999999", "18446744073709551615G"] {
+            assert_eq!(mem(text), Err(ConfigError::MemTooLarge(text.into())));
+        }
+        let error = mem("33M").unwrap_err();
+        assert!(error.to_string().contains("try 32 MiB"), "{error}");
+    }
+
+    #[test]
+    fn names_that_would_leave_their_folder_or_hide_are_refused() {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "-x",
+            ".x",
+            "a b",
+            "ä",
+            "a\0",
+            &"x".repeat(65),
+        ] {
+            assert_eq!(bad.parse::<VmName>(), Err(ConfigError::Name(bad.into())));
+        }
+        for good in ["a", "vm-1", "0.x_y", &"x".repeat(64)] {
+            assert_eq!(good.parse::<VmName>().unwrap().as_str(), good);
+        }
+    }
+
+    #[test]
+    fn a_number_of_vcpus_is_one_or_more() {
+        assert_eq!("1".parse(), Ok(CpuCount::ONE));
+        for bad in ["0", "-1", "", "two", "1.0", "4294967296"] {
+            assert_eq!(bad.parse::<CpuCount>(), Err(ConfigError::Cpus(bad.into())));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_size_or_an_error_and_sizes_are_whole_blocks(text in "\\PC*") {
+            if let Ok(bytes) = mem(&text) {
+                prop_assert!(bytes >= MemSize::MIN && bytes < MemSize::LIMIT);
+                prop_assert!(bytes.is_multiple_of(MemSize::BLOCK));
+            }
+        }
+    }
 }

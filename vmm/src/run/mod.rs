@@ -1,11 +1,15 @@
 //! Runs a microVM from its configuration to its end.
 
-use std::io;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
-use mvas_host::{RamError, RamFile};
+use mvas_host::RamFile;
 use thiserror::Error;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::epoll::EventSet;
@@ -69,12 +73,6 @@ pub enum RunError {
     EventLoop(event_manager::Error),
 }
 
-impl From<RamError> for RunError {
-    fn from(error: RamError) -> Self {
-        MemoryError::from(error).into()
-    }
-}
-
 type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
 
 /// Boots the microVM and blocks until it ends. Write `stop` (from a signal handler or
@@ -91,72 +89,127 @@ pub fn run(config: VmConfig, stop: EventFd) -> Result<ExitReason, RunError> {
 /// # Errors
 /// As [`run`].
 pub fn run_on(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<ExitReason, RunError> {
-    let host_error = |what| move |source| RunError::Host { what, source };
-    let host = Host::open(kvm)?;
-    host.check_cpus(config.cpus)?;
-    // Checked before the file is made: `set_len` has limits of its own.
-    layout::place(config.mem, host.phys_bits())?;
-    let file = match &config.ram {
-        RamBacking::Memfd => RamFile::memfd(config.name.as_str(), config.mem.bytes()),
-        RamBacking::Dir(dir) => RamFile::create_in(dir, config.name.as_str(), config.mem.bytes()),
-    }?;
-    let ram = GuestRam::new(file, config.mem, host.phys_bits())?;
-    let vm = Arc::new(Vm::new(&host, &ram)?);
+    Machine::new(kvm, config, stop)?.run()
+}
 
-    let end = EndSignal::new().map_err(host_error("make an event"))?;
-    let mut bus = Bus::new();
-    let mut events = EventManager::<Subscriber>::new().map_err(RunError::EventLoop)?;
-    events.add_subscriber(Arc::new(Mutex::new(StopWatch {
-        stop,
-        end: end.clone(),
-    })));
-    let interrupt = EventFd::new(EFD_NONBLOCK).map_err(host_error("make an event"))?;
-    vm.add_interrupt(&interrupt, serial::IRQ)?;
-    let serial = SerialPort::new(
-        Box::new(interrupt),
-        config.serial_output,
-        config.serial_input,
-    )
-    .map_err(host_error("make the serial port"))?;
-    let serial = Arc::new(Mutex::new(serial));
-    events.add_subscriber(serial.clone());
-    bus.add_port_device(serial::BASE, serial::SIZE, serial)?;
+/// A microVM, complete, before its first instruction.
+struct Machine {
+    // Dropped in this order: what uses guest memory goes before it.
+    vcpus: Vec<Vcpu>,
+    events: EventManager<Subscriber>,
+    bus: Bus,
+    end: EndSignal,
+    ram: Arc<GuestRam>,
+}
+
+impl Machine {
+    fn new(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<Self, RunError> {
+        let host = Host::open(kvm)?;
+        host.check_cpus(config.cpus)?;
+        let ram = Arc::new(make_ram(&config, &host)?);
+        let vm = Arc::new(Vm::new(&host, &ram)?);
+        let end = EndSignal::new().map_err(host_error("make an event"))?;
+        let mut bus = Bus::new();
+        let mut events = EventManager::new().map_err(RunError::EventLoop)?;
+        events.add_subscriber(Arc::new(Mutex::new(StopWatch {
+            stop,
+            end: end.clone(),
+        })) as Subscriber);
+        attach_power(&end, &mut bus)?;
+        attach_serial(
+            config.serial_output,
+            config.serial_input,
+            &vm,
+            &mut bus,
+            &mut events,
+        )?;
+        let devices = virtio::build(
+            DeviceConfig {
+                disks: config.disks,
+                vsock: config.vsock,
+                console: config.console,
+            },
+            &Arc::new(ram.memory().clone()),
+        )?;
+        let virtio = attach_virtio(devices, &vm, &mut bus, &mut events)?;
+        let entry = boot::load(
+            ram.memory(),
+            &BootSpec {
+                kernel: &config.kernel,
+                initramfs: config.initramfs.as_deref(),
+                cmdline: &config.cmdline,
+                cpus: config.cpus,
+                virtio: &virtio,
+            },
+        )?;
+        let vcpus = Vcpu::create_all(&host, &vm, ram.memory(), config.cpus, entry)?;
+        Ok(Self {
+            vcpus,
+            events,
+            bus,
+            end,
+            ram,
+        })
+    }
+
+    /// Runs the vCPUs in threads of their own, the devices in this one.
+    fn run(self) -> Result<ExitReason, RunError> {
+        let Self {
+            vcpus,
+            mut events,
+            bus,
+            end,
+            ram: _ram,
+        } = self;
+        let metrics = Arc::new(VcpuMetrics::default());
+        let threads = VcpuThreads::start(vcpus, &Arc::new(bus), &end, &metrics)?;
+        while !end.is_ended() {
+            events.run().map_err(RunError::EventLoop)?;
+        }
+        drop(threads);
+        tracing::debug!(?metrics, "the VM has ended");
+        let cause = end.take_cause().unwrap_or(Ok(ExitReason::Stopped));
+        Ok(cause?)
+    }
+}
+
+fn host_error(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
+    move |source| RunError::Host { what, source }
+}
+
+fn make_ram(config: &VmConfig, host: &Host) -> Result<GuestRam, MemoryError> {
+    // Checked before there is a file: file systems have limits of their own.
+    layout::place(config.mem, host.phys_bits())?;
+    let (name, len) = (config.name.as_str(), config.mem.bytes());
+    let file = match &config.ram {
+        RamBacking::Memfd => RamFile::memfd(name, len),
+        RamBacking::Dir(dir) => RamFile::create_in(dir, name, len),
+    }?;
+    GuestRam::new(file, config.mem, host.phys_bits())
+}
+
+fn attach_power(end: &EndSignal, bus: &mut Bus) -> Result<(), BusError> {
     let acpi = Arc::new(Mutex::new(AcpiPower::new(end.clone())));
     bus.add_port_device(power::ACPI_BASE, power::ACPI_SIZE, acpi)?;
     let keyboard = Arc::new(Mutex::new(Keyboard::new(end.clone())));
-    bus.add_port_device(power::I8042_BASE, power::I8042_SIZE, keyboard)?;
+    bus.add_port_device(power::I8042_BASE, power::I8042_SIZE, keyboard)
+}
 
-    let memory = Arc::new(ram.memory().clone());
-    let devices = virtio::build(
-        DeviceConfig {
-            disks: config.disks,
-            vsock: config.vsock,
-            console: config.console,
-        },
-        &memory,
-    )?;
-    let virtio = attach_virtio(devices, &vm, &mut bus, &mut events)?;
-
-    let entry = boot::load(
-        ram.memory(),
-        &BootSpec {
-            kernel: &config.kernel,
-            initramfs: config.initramfs.as_deref(),
-            cmdline: &config.cmdline,
-            cpus: config.cpus,
-            virtio: &virtio,
-        },
-    )?;
-    let vcpus = Vcpu::create_all(&host, &vm, ram.memory(), config.cpus, entry)?;
-    let metrics = Arc::new(VcpuMetrics::default());
-    let threads = VcpuThreads::start(vcpus, &Arc::new(bus), &end, &metrics)?;
-    while !end.is_ended() {
-        events.run().map_err(RunError::EventLoop)?;
-    }
-    drop(threads);
-    tracing::debug!(?metrics, "the VM has ended");
-    let cause = end.take_cause().unwrap_or(Ok(ExitReason::Stopped));
-    Ok(cause?)
+fn attach_serial(
+    output: Box<dyn Write + Send>,
+    input: Option<File>,
+    vm: &Vm,
+    bus: &mut Bus,
+    events: &mut EventManager<Subscriber>,
+) -> Result<(), RunError> {
+    let interrupt = EventFd::new(EFD_NONBLOCK).map_err(host_error("make an event"))?;
+    vm.add_interrupt(&interrupt, serial::IRQ)?;
+    let port = SerialPort::new(Box::new(interrupt), output, input)
+        .map_err(host_error("make the serial port"))?;
+    let port = Arc::new(Mutex::new(port));
+    events.add_subscriber(port.clone());
+    bus.add_port_device(serial::BASE, serial::SIZE, port)?;
+    Ok(())
 }
 
 /// Puts virtio devices on the bus, each with a window, an interrupt and doorbells of its own.

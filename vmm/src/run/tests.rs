@@ -1,0 +1,550 @@
+//! Whole microVMs with guests of a few instructions, on this machine's own KVM.
+
+use std::fs;
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use mvas_host::{FileOffset, FileRange};
+use tempfile::TempDir;
+use vm_device::MutDevicePio;
+use vm_device::bus::{PioAddress, PioAddressOffset};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::boot::test_kernel;
+use crate::memory::Sharing;
+
+/// Defines a function that returns guest code, assembled for 64-bit mode. It is entered
+/// at 1 MiB with the first GiB mapped; `0x3f8` is the serial port, `0x600` power-off.
+macro_rules! guest_code {
+    ($name:ident: $($line:literal)*) => {
+        std::arch::global_asm!(
+            ".pushsection .rodata",
+            concat!(".globl mvas_test_guest_", stringify!($name)),
+            concat!(".globl mvas_test_guest_", stringify!($name), "_end"),
+            concat!("mvas_test_guest_", stringify!($name), ":"),
+            $($line,)*
+            concat!("mvas_test_guest_", stringify!($name), "_end:"),
+            ".popsection",
+        );
+        fn $name() -> &'static [u8] {
+            let (start, end): (*const u8, *const u8);
+            // SAFETY: loads two addresses that the assembler defined just above.
+            unsafe {
+                std::arch::asm!(
+                    concat!("lea {0}, [rip + mvas_test_guest_", stringify!($name), "]"),
+                    concat!("lea {1}, [rip + mvas_test_guest_", stringify!($name), "_end]"),
+                    out(reg) start,
+                    out(reg) end,
+                    options(nomem, nostack, pure),
+                );
+            }
+            // SAFETY: they bound the constant bytes between them.
+            unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+        }
+    };
+}
+
+guest_code! { power_off:
+    "mov dx, 0x600"
+    "mov al, 0x34"
+    "out dx, al"
+    "2: hlt"
+    "jmp 2b"
+}
+
+// Prints by a string instruction and by single writes.
+guest_code! { hello:
+    "lea rsi, [rip + 3f]"
+    "mov ecx, 5"
+    "mov dx, 0x3f8"
+    "rep outsb"
+    "mov al, '!'"
+    "out dx, al"
+    "mov dx, 0x600"
+    "mov al, 0x34"
+    "out dx, al"
+    "2: hlt"
+    "jmp 2b"
+    "3: .ascii \"hello\""
+}
+
+guest_code! { acpi_reset:
+    "mov dx, 0x602"
+    "mov al, 1"
+    "out dx, al"
+    "2: hlt"
+    "jmp 2b"
+}
+
+guest_code! { keyboard_reset:
+    "mov al, 0xfe"
+    "out 0x64, al"
+    "2: hlt"
+    "jmp 2b"
+}
+
+// The interrupt table is empty: the exception cannot be delivered, nor the next.
+guest_code! { triple_fault:
+    "ud2"
+}
+
+guest_code! { spin:
+    "mov dx, 0x3f8"
+    "mov al, 's'"
+    "out dx, al"
+    "2: jmp 2b"
+}
+
+guest_code! { sleep:
+    "mov dx, 0x3f8"
+    "mov al, 's'"
+    "out dx, al"
+    "2: cli"
+    "hlt"
+    "jmp 2b"
+}
+
+// Maps the 2 MiB at 0xd0000000 (virtio windows) and jumps to where no device is.
+guest_code! { run_from_nowhere:
+    "mov qword ptr [0xa018], 0xc003"
+    "mov eax, 0xd0000083"
+    "mov [0xc400], rax"
+    "mov eax, 0xd0100000"
+    "jmp rax"
+}
+
+// Prints '1' for all ones from a port, '2' for all ones from device memory, and the magic
+// value of the first virtio device.
+guest_code! { probe:
+    "mov dx, 0x1234"
+    "in eax, dx"
+    "mov dx, 0x3f8"
+    "cmp eax, -1"
+    "jne 2f"
+    "mov al, '1'"
+    "out dx, al"
+    "2: mov qword ptr [0xa018], 0xc003"
+    "mov eax, 0xd0000083"
+    "mov [0xc400], rax"
+    "mov ebx, 0xd0100000"
+    "mov dword ptr [rbx], 5"
+    "mov eax, [rbx]"
+    "cmp eax, -1"
+    "jne 2f"
+    "mov al, '2'"
+    "out dx, al"
+    "2: mov ebx, 0xd0000000"
+    "mov eax, [rbx]"
+    "mov ecx, 4"
+    "2: out dx, al"
+    "shr eax, 8"
+    "loop 2b"
+    "mov dx, 0x600"
+    "mov al, 0x34"
+    "out dx, al"
+    "2: hlt"
+    "jmp 2b"
+}
+
+// Maps the 2 MiB at 4 GiB, which are a memory slot of their own; copies a byte there and
+// back to below 4 GiB, and prints it.
+guest_code! { high_memory:
+    "mov qword ptr [0xa020], 0xc003"
+    "mov rax, 0x100000083"
+    "mov [0xc000], rax"
+    "mov rbx, 0x100000000"
+    "mov byte ptr [rbx + 0x1fffff], 'h'"
+    "mov al, [rbx + 0x1fffff]"
+    "mov [0x3ffffff], al"
+    "mov al, [0x3ffffff]"
+    "mov dx, 0x3f8"
+    "out dx, al"
+    "mov dx, 0x600"
+    "mov al, 0x34"
+    "out dx, al"
+    "2: hlt"
+    "jmp 2b"
+}
+
+// Waits until the first byte at 16 MiB is 'B', writes 'C' over it, and ends.
+guest_code! { watch_memory:
+    "mov dx, 0x3f8"
+    "mov al, 's'"
+    "out dx, al"
+    "mov ebx, 0x1000000"
+    "2: pause"
+    "cmp byte ptr [rbx], 'B'"
+    "jne 2b"
+    "mov byte ptr [rbx], 'C'"
+    "mov dx, 0x600"
+    "mov al, 0x34"
+    "out dx, al"
+    "2: hlt"
+    "jmp 2b"
+}
+
+// Starts the second vCPU (INIT, then start-up at 0x8000) through the local APIC, which it
+// maps first. The second prints its APIC id, which is 1, and sets a flag; the first waits.
+guest_code! { two_cpus:
+    "mov qword ptr [0xa018], 0xc003"
+    "mov eax, 0xfee00093"
+    "mov [0xcfb8], rax"
+    "lea rsi, [rip + 4f]"
+    "mov edi, 0x8000"
+    "lea rcx, [rip + 5f]"
+    "sub rcx, rsi"
+    "rep movsb"
+    "mov byte ptr [0x8ff0], 0"
+    "mov ebx, 0xfee00000"
+    "mov dword ptr [rbx + 0x310], 0x01000000"
+    "mov dword ptr [rbx + 0x300], 0x4500"
+    "mov dword ptr [rbx + 0x310], 0x01000000"
+    "mov dword ptr [rbx + 0x300], 0x4608"
+    "2: pause"
+    "cmp byte ptr [0x8ff0], 1"
+    "jne 2b"
+    "mov dx, 0x600"
+    "mov al, 0x34"
+    "out dx, al"
+    "2: hlt"
+    "jmp 2b"
+    ".code16"
+    "4: xor ax, ax"
+    "mov ds, ax"
+    "mov eax, 1"
+    "cpuid"
+    "shr ebx, 24"
+    "lea ax, [bx + '0']"
+    "mov dx, 0x3f8"
+    "out dx, al"
+    "mov byte ptr ds:[0x8ff0], 1"
+    "2: hlt"
+    "jmp 2b"
+    "5:"
+    ".code64"
+}
+
+guest_code! { poke_port_80:
+    "mov al, 1"
+    "out 0x80, al"
+    "2: hlt"
+    "jmp 2b"
+}
+
+/// Sends what the guest prints to the test.
+struct Output(Sender<u8>);
+
+impl Write for Output {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        for byte in data {
+            // The test may have ended already.
+            let _ = self.0.send(*byte);
+        }
+        Ok(data.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A microVM to be: what a test can change before it runs.
+struct Guest {
+    config: VmConfig,
+    printed: Receiver<u8>,
+    stop: EventFd,
+    dir: TempDir,
+}
+
+impl Guest {
+    fn new(code: &[u8]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = dir.path().join("kernel");
+        fs::write(&kernel, test_kernel::elf(code)).unwrap();
+        let (output, printed) = channel();
+        let config = VmConfig {
+            name: "test".parse().unwrap(),
+            mem: "64M".parse().unwrap(),
+            ram: RamBacking::Memfd,
+            cpus: "1".parse().unwrap(),
+            kernel,
+            initramfs: None,
+            cmdline: String::new(),
+            disks: Vec::new(),
+            vsock: None,
+            console: None,
+            serial_output: Box::new(Output(output)),
+            serial_input: None,
+        };
+        Self {
+            config,
+            printed,
+            stop: EventFd::new(EFD_NONBLOCK).unwrap(),
+            dir,
+        }
+    }
+
+    fn machine(self) -> (Result<Machine, RunError>, Receiver<u8>) {
+        let stop = self.stop.try_clone().unwrap();
+        let machine = Machine::new(Path::new(Host::DEVICE), self.config, stop);
+        (machine, self.printed)
+    }
+
+    /// Runs it to its end; returns how it ended and what it printed.
+    fn run(self) -> (Result<ExitReason, RunError>, String) {
+        let (machine, printed) = self.machine();
+        let end = machine
+            .expect("these tests need a working /dev/kvm (`mvasvm doctor` tells more)")
+            .run();
+        (end, printed.try_iter().map(char::from).collect())
+    }
+
+    fn error(self) -> RunError {
+        self.machine().0.err().expect("it should not start")
+    }
+}
+
+fn wait_for(printed: &Receiver<u8>, byte: u8) {
+    while printed
+        .recv_timeout(Duration::from_secs(30))
+        .expect("the guest should print")
+        != byte
+    {}
+}
+
+#[test]
+fn power_off_by_acpi_is_told_from_the_resets() {
+    for (code, reason) in [
+        (power_off(), ExitReason::PowerOff),
+        (acpi_reset(), ExitReason::Reset),
+        (keyboard_reset(), ExitReason::Reset),
+        (triple_fault(), ExitReason::TripleFault),
+    ] {
+        assert_eq!(Guest::new(code).run().0.unwrap(), reason);
+    }
+}
+
+#[test]
+fn serial_output_arrives_whole_although_the_guest_does_not_end_its_line() {
+    let (end, printed) = Guest::new(hello()).run();
+    assert_eq!(
+        (end.unwrap(), printed.as_str()),
+        (ExitReason::PowerOff, "hello!")
+    );
+}
+
+#[test]
+fn a_guest_that_spins_or_sleeps_stops_when_told() {
+    for code in [spin(), sleep()] {
+        let mut guest = Guest::new(code);
+        guest.config.cpus = "2".parse().unwrap();
+        let stop = guest.stop.try_clone().unwrap();
+        let (machine, printed) = guest.machine();
+        let machine = machine.unwrap();
+        let end = thread::scope(|scope| {
+            scope.spawn(move || {
+                wait_for(&printed, b's');
+                stop.write(1).unwrap();
+            });
+            machine.run()
+        });
+        assert_eq!(end.unwrap(), ExitReason::Stopped);
+    }
+}
+
+#[test]
+fn a_stop_before_the_start_is_not_lost() {
+    let guest = Guest::new(sleep());
+    guest.stop.write(1).unwrap();
+    assert_eq!(guest.run().0.unwrap(), ExitReason::Stopped);
+}
+
+#[test]
+fn absent_ports_and_device_memory_read_all_ones_and_virtio_is_where_it_should_be() {
+    let (end, printed) = Guest::new(probe()).run();
+    assert_eq!(
+        (end.unwrap(), printed.as_str()),
+        (ExitReason::PowerOff, "12virt")
+    );
+}
+
+#[test]
+fn a_guest_sees_its_memory_on_both_sides_of_the_hole() {
+    let mut guest = Guest::new(high_memory());
+    guest.config.mem = "64G".parse().unwrap();
+    let (end, printed) = guest.run();
+    assert_eq!(
+        (end.unwrap(), printed.as_str()),
+        (ExitReason::PowerOff, "h")
+    );
+}
+
+#[test]
+fn the_second_vcpu_starts_when_the_first_says_so() {
+    let mut guest = Guest::new(two_cpus());
+    guest.config.cpus = "2".parse().unwrap();
+    let (end, printed) = guest.run();
+    assert_eq!(
+        (end.unwrap(), printed.as_str()),
+        (ExitReason::PowerOff, "1")
+    );
+}
+
+#[test]
+fn memory_remapped_under_a_running_vcpu_is_what_it_sees_and_its_writes_stay_private() {
+    const WATCHED: GuestAddress = GuestAddress(16 << 20);
+    const SOURCE: GuestAddress = GuestAddress(32 << 20);
+    let (machine, printed) = Guest::new(watch_memory()).machine();
+    let machine = machine.unwrap();
+    let ram = Arc::clone(&machine.ram);
+    ram.memory().write_obj(b'B', SOURCE).unwrap();
+    let end = thread::scope(|scope| {
+        let ram = &ram;
+        scope.spawn(move || {
+            wait_for(&printed, b's');
+            let source = FileRange::new(FileOffset(SOURCE.0), 2 << 20).unwrap();
+            ram.remap(WATCHED, source, Sharing::Private).unwrap();
+        });
+        machine.run()
+    });
+    assert_eq!(end.unwrap(), ExitReason::PowerOff);
+    let byte = |at| ram.memory().read_obj::<u8>(at).unwrap();
+    assert_eq!((byte(WATCHED), byte(SOURCE)), (b'C', b'B'));
+}
+
+#[test]
+fn code_where_no_memory_is_ends_the_vm_with_the_reason() {
+    let error = Guest::new(run_from_nowhere()).run().0.unwrap_err();
+    let RunError::Vcpu(VcpuError::Internal { cpu: 0, rip, .. }) = error else {
+        panic!("{error}");
+    };
+    assert_eq!(rip, 0xd010_0000);
+}
+
+/// A device with a bug.
+struct Panics;
+
+impl MutDevicePio for Panics {
+    fn pio_read(&mut self, _: PioAddress, _: PioAddressOffset, _: &mut [u8]) {
+        panic!("a panic that a test wants");
+    }
+    fn pio_write(&mut self, _: PioAddress, _: PioAddressOffset, _: &[u8]) {
+        panic!("a panic that a test wants");
+    }
+}
+
+impl MutEventSubscriber for Panics {
+    fn init(&mut self, _: &mut EventOps) {}
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        panic!("a panic that a test wants");
+    }
+}
+
+#[test]
+fn a_panic_in_a_vcpu_thread_ends_the_vm() {
+    let mut guest = Guest::new(poke_port_80());
+    guest.config.cpus = "2".parse().unwrap();
+    let mut machine = guest.machine().0.unwrap();
+    let device = Arc::new(Mutex::new(Panics));
+    machine.bus.add_port_device(0x80, 1, device).unwrap();
+    let error = machine.run().unwrap_err();
+    assert!(
+        matches!(error, RunError::Vcpu(VcpuError::Panic { cpu: 0 })),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_panic_in_the_event_loop_stops_the_vcpus_too() {
+    let mut machine = Guest::new(spin()).machine().0.unwrap();
+    let subscriber = machine.events.add_subscriber(Arc::new(Mutex::new(Panics)));
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    event.write(1).unwrap();
+    machine
+        .events
+        .event_ops(subscriber)
+        .unwrap()
+        .add(Events::new(&event, EventSet::IN))
+        .unwrap();
+    let end = machine.end.clone();
+    assert!(catch_unwind(AssertUnwindSafe(|| machine.run())).is_err());
+    assert!(end.is_ended());
+}
+
+#[test]
+fn a_ram_file_in_a_folder_is_locked_while_the_vm_is_there_and_removed_after() {
+    let mut first = Guest::new(power_off());
+    let folder = tempfile::tempdir().unwrap();
+    first.config.ram = RamBacking::Dir(folder.path().to_owned());
+    let mut second = Guest::new(power_off());
+    second.config.ram = RamBacking::Dir(folder.path().to_owned());
+    let machine = first.machine().0.unwrap();
+    assert!(folder.path().join("test.ram").exists());
+    let error = second.error();
+    let in_use = matches!(
+        error,
+        RunError::Memory(MemoryError::File(mvas_host::RamError::InUse(_)))
+    );
+    assert!(in_use, "{error}");
+    machine.run().unwrap();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn more_memory_than_the_cpu_can_address_is_refused_before_anything_is_made() {
+    let mut guest = Guest::new(power_off());
+    guest.config.mem = "4095T".parse().unwrap();
+    let error = guest.error();
+    assert!(
+        matches!(error, RunError::Memory(MemoryError::TooLarge { .. })),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_bad_kernel_file_is_refused() {
+    let set = |path: &Path, bytes: &[u8]| fs::write(path, bytes).unwrap();
+    let whole = test_kernel::elf(spin());
+    let cases: [(&dyn Fn(&Path), &str); 3] = [
+        (
+            &|path| fs::remove_file(path).unwrap(),
+            "cannot read the kernel",
+        ),
+        (&|path| set(path, b"not a kernel"), "is not a kernel"),
+        (&|path| set(path, &whole[..whole.len() - 1]), "truncated"),
+    ];
+    for (damage, word) in cases {
+        let guest = Guest::new(spin());
+        damage(&guest.config.kernel);
+        let error = guest.error();
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
+
+#[test]
+fn too_many_disks_are_refused_with_the_limit() {
+    let mut guest = Guest::new(power_off());
+    let image: PathBuf = guest.dir.path().join("disk");
+    fs::write(&image, [0; 512]).unwrap();
+    let disk = crate::config::DiskConfig {
+        path: image,
+        read_only: true,
+    };
+    guest.config.disks = vec![disk; 19];
+    let error = guest.error();
+    assert!(
+        matches!(error, RunError::TooManyDevices { count: 20, max: 19 }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_missing_kvm_is_an_error_with_advice() {
+    let guest = Guest::new(power_off());
+    let error = run_on(Path::new("/nonexistent/kvm"), guest.config, guest.stop).unwrap_err();
+    assert!(error.to_string().contains("--hw sim"), "{error}");
+}
