@@ -307,7 +307,7 @@ mod tests {
         #[test]
         fn any_text_is_a_size_or_an_error_and_sizes_are_whole_blocks(text in "\\PC*") {
             if let Ok(bytes) = mem(&text) {
-                prop_assert!(bytes >= MemSize::MIN && bytes < MemSize::LIMIT);
+                prop_assert!((MemSize::MIN..MemSize::LIMIT).contains(&bytes));
                 prop_assert!(bytes.is_multiple_of(MemSize::BLOCK));
             }
         }

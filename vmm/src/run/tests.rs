@@ -507,19 +507,18 @@ fn more_memory_than_the_cpu_can_address_is_refused_before_anything_is_made() {
 
 #[test]
 fn a_bad_kernel_file_is_refused() {
-    let set = |path: &Path, bytes: &[u8]| fs::write(path, bytes).unwrap();
     let whole = test_kernel::elf(spin());
-    let cases: [(&dyn Fn(&Path), &str); 3] = [
-        (
-            &|path| fs::remove_file(path).unwrap(),
-            "cannot read the kernel",
-        ),
-        (&|path| set(path, b"not a kernel"), "is not a kernel"),
-        (&|path| set(path, &whole[..whole.len() - 1]), "truncated"),
-    ];
-    for (damage, word) in cases {
+    let cut = &whole[..whole.len() - 1];
+    for (contents, word) in [
+        (None, "cannot read the kernel"),
+        (Some(&b"not a kernel"[..]), "is not a kernel"),
+        (Some(cut), "truncated"),
+    ] {
         let guest = Guest::new(spin());
-        damage(&guest.config.kernel);
+        fs::remove_file(&guest.config.kernel).unwrap();
+        if let Some(contents) = contents {
+            fs::write(&guest.config.kernel, contents).unwrap();
+        }
         let error = guest.error();
         assert!(error.to_string().contains(word), "{error}");
     }
