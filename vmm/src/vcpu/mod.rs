@@ -4,6 +4,7 @@ pub(crate) mod cpuid;
 mod exit;
 mod regs;
 mod threads;
+mod tsc;
 
 use std::io;
 use std::sync::Arc;
@@ -146,7 +147,7 @@ impl Vcpu {
         fd.set_cpuid2(&cpuid).map_err(cannot("set its CPUID"))?;
         regs::set_msrs(&fd, index)?;
         regs::set_lapic(&fd).map_err(cannot("set its local APIC"))?;
-        start_tsc(&fd).map_err(cannot("set its TSC frequency"))?;
+        tsc::share_with_host(&fd).map_err(cannot("set its TSC"))?;
         if index == 0 {
             regs::enter_long_mode(&fd, entry).map_err(cannot("set its registers"))?;
         }
@@ -156,15 +157,4 @@ impl Vcpu {
             _vm: Arc::clone(vm),
         })
     }
-}
-
-/// Makes the vCPU's TSC run at the host's rate where KVM left it without one: a KVM built
-/// into the host kernel remembers the first estimate of the rate, finds it too far from the
-/// refined one (`kvm_set_tsc_khz`), and without a rate arms no TSC-deadline timer.
-fn start_tsc(fd: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
-    const HOST_RATE: u32 = 0;
-    if fd.get_tsc_khz()? == 0 {
-        fd.set_tsc_khz(HOST_RATE)?;
-    }
-    Ok(())
 }
