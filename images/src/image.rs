@@ -22,9 +22,6 @@ const SUITE: &str = "trixie";
 /// Part of every key here: raise it when this file builds differently.
 const RECIPE: &str = "1";
 
-/// The crates whose commands and libraries go into the image.
-const CRATES: [&str; 4] = ["vascriu", "vascriu-plugin", "mvas-agent", "mvas-exp"];
-
 /// Where a program goes in the image.
 const PLACES: [(&str, Kind, &str); 4] = [
     ("vascriu", Kind::Binary, "usr/bin/vascriu"),
@@ -157,19 +154,25 @@ impl<'a> Builder<'a> {
 
     /// Builds our programs; returns pairs of the path in the image and the file.
     fn our_files(&self, selftests: &Path) -> Result<Vec<(String, PathBuf)>> {
+        // The whole workspace, as `make` builds it: of a part, cargo would choose other
+        // features of shared dependencies and build them again.
         let root = self.workspace.root();
-        let mut build = vec!["build", "--release"];
-        build.extend(CRATES.iter().flat_map(|name| ["-p", *name]));
-        let mut built = cargo::build(root, &build)?;
-        let tests = cargo::integration_tests(root, &CRATES, GUEST_TEST)?;
+        let mut built = cargo::build(root, &["build", "--release", "--workspace"])?;
+        let tests = cargo::integration_tests(root, GUEST_TEST)?;
         if !tests.is_empty() {
-            let mut build = vec!["test", "--release", "--no-run"];
-            build.extend(CRATES.iter().flat_map(|name| ["-p", *name]));
+            let mut build = vec!["test", "--release", "--workspace", "--no-run"];
             build.extend(tests.iter().flat_map(|name| ["--test", name]));
             built.extend(cargo::build(root, &build)?);
         }
         let mut files = places(&built);
+        for (name, _, place) in PLACES {
+            let found = files.iter().any(|(to, _)| to == place);
+            ensure!(found, "cargo built no {name} for /{place} of the image");
+        }
         for file in crate::key::files_below(selftests)? {
+            if fs::metadata(&file)?.permissions().mode() & 0o100 == 0 {
+                continue; // made on the way to the programs
+            }
             let relative = file.strip_prefix(selftests)?.display();
             files.push((format!("{SELFTESTS}/{relative}"), file.clone()));
         }
