@@ -3,8 +3,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
-use mvasvm::config::{CpuCount, MemSize};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mvasvm::config::{CpuCount, MemSize, VmName};
+
+use super::codes;
+use super::disk::DiskArg;
 
 /// Runs microVMs that model large-memory servers, and talks to them.
 #[derive(Debug, Parser)]
@@ -16,11 +19,206 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    Run(RunArgs),
+    Exec(ExecArgs),
+    Cp(CpArgs),
+    Ls(LsArgs),
+    Stop(StopArgs),
+    Kill(KillArgs),
+    Logs(LogsArgs),
+    Doctor(DoctorArgs),
     Sim(SimArgs),
     #[command(hide = true)]
     SimInit(crate::sim::init::InitArgs),
     #[command(hide = true)]
     SimServe,
+    /// Be the agent of a VM on standard input and output
+    #[command(hide = true)]
+    Relay {
+        name: VmName,
+    },
+}
+
+/// Boot a microVM: with a login on this terminal, or for one command
+///
+/// Without CMD, the guest's login appears on this terminal; Ctrl-A X ends the VM, Ctrl-A Ctrl-A
+/// sends one Ctrl-A. With CMD, CMD runs in the guest with this process's input, output and
+/// signals (on a terminal if this is one), and the VM stops when it ends.
+#[derive(Debug, Args)]
+#[command(after_help = format!("Examples:
+  mvasvm run
+  mvasvm run --mem 64G --cpus 4 -- free -g
+  mvasvm run --name db --detach && mvasvm exec db -- redis-cli ping
+  mvasvm run --disk data.img --disk tools.img,ro -- lsblk
+
+{}", codes::HELP))]
+pub(super) struct RunArgs {
+    /// Name of the VM, for the other commands [default: vm-PID]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<VmName>,
+    /// Guest memory: a number with K, M, G or T, of MiB without; may exceed the host's
+    #[arg(long, value_name = "SIZE", default_value = "8G")]
+    pub mem: MemSize,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub cpus: CpuCount,
+    /// An ELF vmlinux or a bzImage [default: $MVAS_KERNEL, or the one built last]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// An initial RAM file system
+    #[arg(long, value_name = "FILE")]
+    pub initramfs: Option<PathBuf>,
+    /// The root file system, never written to [default: $MVAS_IMAGE, or the one built last;
+    /// none with --initramfs]
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// A raw disk image, again for more: /dev/vdb, /dev/vdc, …; with ",ro" read-only
+    #[arg(long, value_name = "FILE[,ro]", value_parser = DiskArg::parse)]
+    pub disk: Vec<DiskArg>,
+    /// More for the kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+    /// What runs it: this host's KVM, a simulated host, or what there is
+    #[arg(long, value_name = "HW", default_value = "auto")]
+    pub hw: HwArg,
+    /// Return once the guest takes commands, and leave the VM running
+    #[arg(long, conflicts_with = "command")]
+    pub detach: bool,
+    /// Seconds that the guest gets until it takes commands
+    #[arg(long, value_name = "SECONDS", default_value = "300")]
+    pub boot_timeout: u64,
+    /// The monitor behind `--detach`: says "ready" and goes on
+    #[arg(long, hide = true, conflicts_with_all = ["command", "detach"])]
+    pub detached_child: bool,
+    /// A command to run in the guest, and its arguments
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum HwArg {
+    /// KVM where it is hardware's, else a simulated host
+    Auto,
+    /// This host's KVM
+    Kvm,
+    /// A simulated host
+    Sim,
+}
+
+/// Run a command in a running VM
+///
+/// Its standard input, output and errors are this process's, apart from each other; signals
+/// sent here reach it there. Three times SIGINT or SIGTERM ends this side alone.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mvasvm exec db -- redis-cli info memory
+  mvasvm exec -t db -- bash
+  tar c src | mvasvm exec db -w /root -- tar x
+
+Exit code: the command's own; 128+N if signal N ended it; 125 if mvasvm failed; 126 or 127 if
+the command could not be run or was not found.")]
+pub(super) struct ExecArgs {
+    /// The VM
+    pub name: VmName,
+    /// Run it on a terminal
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Set a variable of its environment, again for more
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub env: Vec<(String, String)>,
+    /// Folder in the guest that it runs in [default: the user's home]
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub workdir: Option<OsString>,
+    /// User in the guest that runs it [default: root]
+    #[arg(short, long, value_name = "USER")]
+    pub user: Option<String>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// Copy a file or folder into or out of a running VM
+///
+/// One of the two is NAME:PATH. A destination that is a folder takes the source under its own
+/// name. Modes and symbolic links are kept; nothing is seen at the destination before all of
+/// it is there.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mvasvm cp dump.rdb db:/var/lib/redis/
+  mvasvm cp db:/var/log ./logs
+A local file with a colon in its name: write ./ before it.")]
+pub(super) struct CpArgs {
+    /// What to copy
+    pub source: OsString,
+    /// Where to
+    pub dest: OsString,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// List the running VMs
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mvasvm ls
+  mvasvm ls --json | jq '.[].name'")]
+pub(super) struct LsArgs {
+    /// As JSON, with everything that is known
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Power VMs off
+///
+/// The guest ends its processes, writes everything to disk and powers off. A VM that does not
+/// within the timeout is ended like `mvasvm kill` does.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mvasvm stop db
+  mvasvm stop --timeout 5 db cache")]
+pub(super) struct StopArgs {
+    /// The VMs
+    #[arg(required = true)]
+    pub names: Vec<VmName>,
+    /// Seconds that each gets
+    #[arg(long, value_name = "SECONDS", default_value = "30")]
+    pub timeout: u64,
+}
+
+/// End VMs at once, as if by pulling the plug
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  mvasvm kill db")]
+pub(super) struct KillArgs {
+    /// The VMs
+    #[arg(required = true)]
+    pub names: Vec<VmName>,
+}
+
+/// Show the kernel log of a running VM
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mvasvm logs db
+  mvasvm logs -f db")]
+pub(super) struct LogsArgs {
+    /// The VM
+    pub name: VmName,
+    /// Go on until the VM ends
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+/// Say what this host offers to microVMs, and what to do about what is missing
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mvasvm doctor
+  mvasvm doctor --json | jq .kvm.kind
+
+Exit code: 0 if microVMs can run here, on KVM or on a simulated host; 1 if not.")]
+pub(super) struct DoctorArgs {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Run a command on a simulated host that has hardware virtualization
@@ -58,4 +256,63 @@ pub(super) struct SimArgs {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_with_examples() {
+        for command in Cli::command()
+            .get_subcommands()
+            .filter(|c| !c.is_hide_set())
+        {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name}");
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(help.contains("Example"), "{name}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for line in [
+            "run --mem 0",
+            "run --mem 9999999999T",
+            "run --mem lots",
+            "run --mem=-1",
+            "run --cpus 0",
+            "run --name ../x",
+            "run --hw fpga",
+            "run --detach -- true",
+            "exec",
+            "exec vm",
+            "exec vm -e =x -- true",
+            "cp a",
+            "stop",
+            "sim",
+            "sim --",
+        ] {
+            let words = std::iter::once("mvasvm").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{line} was taken");
+        }
+    }
 }

@@ -2,9 +2,19 @@
 
 mod args;
 mod codes;
+mod console;
+mod cp;
+mod disk;
+mod exec;
 mod guest;
+mod manage;
 pub(crate) mod paths;
+mod reach;
+mod run;
+mod run_kvm;
+mod run_sim;
 mod sim;
+mod vmdir;
 
 use std::process::ExitCode;
 
@@ -13,7 +23,6 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use args::{Cli, Command};
-pub(crate) use guest::run_in_guest;
 
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -31,7 +40,7 @@ pub(crate) fn main() -> ExitCode {
     match run(cli.command) {
         Ok(code) => code.into(),
         Err(error) => {
-            eprintln!("mvasvm: {}", codes::one_line(&error));
+            note(codes::one_line(&error));
             codes::of(&error).into()
         }
     }
@@ -39,10 +48,25 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<u8> {
     match command {
+        Command::Run(args) => run::run(args),
+        Command::Exec(args) => exec::run(args),
+        Command::Cp(args) => cp::run(&args),
+        Command::Ls(args) => manage::ls(&args),
+        Command::Stop(args) => manage::stop(&args),
+        Command::Kill(args) => manage::kill(&args),
+        Command::Logs(args) => manage::logs(&args),
+        Command::Doctor(args) => crate::doctor::run(args.json),
         Command::Sim(args) => sim::run(args),
         Command::SimInit(args) => crate::sim::init::run(&args),
         Command::SimServe => crate::sim::init::serve(),
+        Command::Relay { name } => reach::relay(&name),
     }
+}
+
+/// One line for the user. Nobody may be there to read it: that is no error.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "mvasvm: {text}");
 }
 
 /// Warnings go to standard error; `MVAS_LOG=debug` asks for more.
@@ -53,5 +77,6 @@ fn start_log() {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .without_time()
+        .log_internal_errors(false)
         .init();
 }

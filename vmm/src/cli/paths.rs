@@ -60,7 +60,6 @@ pub(crate) fn kernel(asked: Option<&Path>) -> Result<PathBuf> {
     pick("kernel", asked, "MVAS_KERNEL", "bzImage")
 }
 
-#[expect(dead_code, reason = "`run` needs it next")]
 /// The guest image: what was asked for, `$MVAS_IMAGE`, or what was built last.
 ///
 /// # Errors

@@ -9,9 +9,10 @@ use mvas_agent::protocol::{Exec, OsText};
 use mvasvm::config::MemSize;
 
 use super::args::SimArgs;
+use super::guest::run_in_guest;
 use super::guest::{is_interactive, signals};
-use super::{paths, run_in_guest};
-use crate::sim::{Ended, SimConfig, SimHost};
+use super::paths;
+use crate::sim::{Ended, Share, SimConfig, SimHost};
 
 pub(super) fn run(args: SimArgs) -> Result<u8> {
     let cwd = env::current_dir().context("cannot tell the current folder")?;
@@ -23,7 +24,7 @@ pub(super) fn run(args: SimArgs) -> Result<u8> {
             None => default_mem()?,
         },
         cpus: args.cpus,
-        work: work.clone(),
+        shares: work.into_iter().map(Share::writable).collect(),
         boot_timeout: Duration::from_secs(args.boot_timeout),
         console: args.console,
     };
@@ -60,7 +61,7 @@ fn work_folder(asked: Option<&Path>, cwd: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// This process's environment, without what names folders that are another's there.
-fn environment() -> Vec<(OsText, OsText)> {
+pub(super) fn environment() -> Vec<(OsText, OsText)> {
     env::vars_os()
         .filter(|(name, _)| name != "TMPDIR" && name != "XDG_RUNTIME_DIR")
         .map(|(name, value)| (OsText::from(name), OsText::from(value)))
@@ -69,7 +70,7 @@ fn environment() -> Vec<(OsText, OsText)> {
 }
 
 /// Three quarters of what is available. It is sparse: only what is used there is taken here.
-fn default_mem() -> Result<MemSize> {
+pub(super) fn default_mem() -> Result<MemSize> {
     let available = crate::doctor::mem_available()
         .context("cannot tell the available memory: say how much with --mem")?;
     let bytes = available / 4 * 3 / MemSize::BLOCK * MemSize::BLOCK;

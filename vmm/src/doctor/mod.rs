@@ -1,11 +1,25 @@
 //! What this host offers, and what to do about what is missing.
 
-use std::fs;
+mod facts;
+mod kvm;
+mod report;
 
-/// Bytes of memory that new programs can have without swapping.
-pub(crate) fn mem_available() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
+use std::io::{self, Write};
+
+use anyhow::Result;
+
+pub(crate) use facts::mem_available;
+pub(crate) use kvm::KvmHost;
+
+/// `mvasvm doctor`. 0: microVMs can run here.
+pub(crate) fn run(json: bool) -> Result<u8> {
+    let report = report::Report::make();
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{report}")?;
+    }
+    Ok(u8::from(!report.usable))
 }

@@ -1,9 +1,9 @@
 //! PID 1 of the simulated host.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -13,36 +13,60 @@ use mvas_agent::init::{self, Machine, Mount, Service};
 use mvas_agent::server::{Server, serve_ports};
 use nix::mount::MsFlags;
 
+use super::Share;
 use super::channels::PORT_PREFIX;
 
-/// 9p tag of the work folder.
-pub(super) const WORK_TAG: &str = "hostwork";
+/// Folders that the simulated host does not share with this one.
+pub(super) const OWN_FOLDERS: [&str; 6] = ["/dev", "/proc", "/run", "/sys", "/tmp", "/var/tmp"];
 
 /// Where this binary is found in the simulated host, whatever lies over its own path.
 pub(crate) const MVASVM: &str = "/run/mvasvm";
 
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
-    /// Path of the work folder, in hexadecimal
-    #[arg(long, value_parser = unhex)]
-    work: Option<PathBuf>,
+    /// A shared folder: "r:" or "w:", and its path in hexadecimal, which survives the kernel's
+    /// command line
+    #[arg(long, value_parser = parse_share)]
+    share: Vec<Share>,
 }
 
-/// The path in hexadecimal digits.
-pub(super) fn unhex(text: &str) -> Result<PathBuf, String> {
-    let digit = |byte: u8| {
-        char::from(byte)
-            .to_digit(16)
-            .and_then(|d| u8::try_from(d).ok())
+/// 9p tag of the share with this index.
+pub(super) fn share_tag(index: usize) -> String {
+    format!("share{index}")
+}
+
+/// The argument for a share.
+pub(super) fn share_argument(share: &Share) -> String {
+    use std::fmt::Write;
+    let mut text = format!("--share={}:", if share.writable { 'w' } else { 'r' });
+    for byte in share.path.as_os_str().as_bytes() {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+fn parse_share(text: &str) -> Result<Share, String> {
+    let (writable, path) = match text.split_once(':') {
+        Some(("r", path)) => (false, path),
+        Some(("w", path)) => (true, path),
+        _ => return Err("neither r: nor w:".to_owned()),
     };
-    text.as_bytes()
+    let digit = |byte: u8| {
+        let digit = char::from(byte).to_digit(16)?;
+        u8::try_from(digit).ok()
+    };
+    path.as_bytes()
         .chunks(2)
         .map(|pair| match pair {
             [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
             _ => None,
         })
         .collect::<Option<Vec<u8>>>()
-        .map(|bytes| OsString::from_vec(bytes).into())
+        .map(|bytes| Share {
+            path: OsString::from_vec(bytes).into(),
+            writable,
+        })
         .ok_or_else(|| "not hexadecimal".to_owned())
 }
 
@@ -57,20 +81,8 @@ pub(crate) fn run(args: &InitArgs) -> Result<u8> {
         init::log(format!("cannot make {MVASVM}: {error}"));
     }
     mount_tmpfs("/var/tmp");
-    if let Some(work) = &args.work {
-        let shared = init::mount(Mount {
-            source: WORK_TAG,
-            target: work,
-            kind: "9p",
-            options: "trans=virtio,version=9p2000.L,cache=mmap,msize=524288",
-            flags: MsFlags::empty(),
-        });
-        if let Err(error) = shared {
-            init::log(format!(
-                "cannot mount the work folder {}: {error}",
-                work.display()
-            ));
-        }
+    for (index, share) in args.share.iter().enumerate() {
+        mount_share(&share_tag(index), share);
     }
     for (path, value) in [
         // Guest RAM is a memory file: let it have huge pages where it asks for them.
@@ -98,6 +110,19 @@ pub(crate) fn run(args: &InitArgs) -> Result<u8> {
     }
 }
 
+fn mount_share(tag: &str, share: &Share) {
+    let mounted = init::mount(Mount {
+        source: tag,
+        target: &share.path,
+        kind: "9p",
+        options: "trans=virtio,version=9p2000.L,cache=mmap,msize=524288",
+        flags: MsFlags::empty(),
+    });
+    if let Err(error) = mounted {
+        init::log(format!("cannot mount {}: {error}", share.path.display()));
+    }
+}
+
 fn mount_tmpfs(target: &str) {
     let mounted = init::mount(Mount {
         source: "tmpfs",
@@ -115,4 +140,31 @@ fn mount_tmpfs(target: &str) {
 pub(crate) fn serve() -> Result<u8> {
     serve_ports(&Server::new(Arc::new(Machine)), PORT_PREFIX).context("the channels")?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_share_survives_the_kernel_command_line(bytes: Vec<u8>, writable: bool) {
+            let share = Share { path: OsString::from_vec(bytes).into(), writable };
+            let argument = share_argument(&share);
+            let text = argument.strip_prefix("--share=").expect("an option");
+            prop_assert!(!text.contains(char::is_whitespace));
+            prop_assert_eq!(parse_share(text), Ok(share));
+        }
+
+        #[test]
+        fn nonsense_is_refused_without_a_panic(text: String) {
+            if let Ok(share) = parse_share(&text) {
+                let argument = share_argument(&share);
+                let again = argument.strip_prefix("--share=").unwrap_or_default();
+                prop_assert!(again.eq_ignore_ascii_case(&text));
+            }
+        }
+    }
 }

@@ -8,6 +8,8 @@ pub(crate) mod channels;
 pub(crate) mod init;
 mod qemu;
 
+pub(crate) use qemu::{PACKAGE as EMULATOR_PACKAGE, PROGRAM as EMULATOR};
+
 use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -22,7 +24,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signalfd::SignalFd;
 use tempfile::TempDir;
 
-use crate::cli::paths;
+use crate::cli::{note, paths};
 use channels::{Channel, Channels};
 
 /// Ended by a signal before it booted: the exit code for that.
@@ -33,11 +35,33 @@ pub(crate) struct SimConfig {
     pub kernel: PathBuf,
     pub mem: MemSize,
     pub cpus: CpuCount,
-    /// Folder of this host that it may write to.
-    pub work: Option<PathBuf>,
+    /// Folders of this host that it may write to, or that its own `/tmp` or `/run` would hide.
+    pub shares: Vec<Share>,
     pub boot_timeout: Duration,
     /// Where its kernel log goes; otherwise it vanishes with it.
     pub console: Option<PathBuf>,
+}
+
+/// A folder of this host, at the same path in the simulated one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub path: PathBuf,
+    pub writable: bool,
+}
+
+impl Share {
+    /// The simulated host may write to it.
+    pub fn writable(path: PathBuf) -> Self {
+        Self {
+            path,
+            writable: true,
+        }
+    }
+}
+
+/// Whether the simulated host has a folder of its own over this path.
+pub(crate) fn is_hidden(path: &Path) -> bool {
+    init::OWN_FOLDERS.iter().any(|own| path.starts_with(own))
 }
 
 /// A running simulated host. Dropping it ends it and leaves nothing behind.
@@ -73,6 +97,11 @@ impl SimHost {
             boot_timeout: config.boot_timeout,
             _lock: lock,
         })
+    }
+
+    /// Its folder: where other processes find its channels.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Waits until it takes commands.
@@ -125,7 +154,7 @@ impl SimHost {
                 None => bail!("no channel is free"),
             });
         if let Err(error) = synced {
-            eprintln!("mvasvm: the simulated host was ended hard: {error:#}");
+            note(format!("the simulated host was ended hard: {error:#}"));
         }
         self.end();
     }
@@ -134,10 +163,10 @@ impl SimHost {
     fn end(&mut self) {
         let ended = self.qemu.kill().and_then(|()| self.qemu.wait());
         if let Err(error) = ended {
-            eprintln!(
-                "mvasvm: cannot end QEMU (process {}): {error}",
+            note(format!(
+                "cannot end QEMU (process {}): {error}",
                 self.qemu.id()
-            );
+            ));
         }
     }
 }

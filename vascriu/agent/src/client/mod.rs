@@ -85,6 +85,18 @@ impl ClientError {
             _ => 125,
         }
     }
+
+    /// Whether it is what a machine that still boots would cause.
+    fn is_early(&self) -> bool {
+        match self {
+            Self::Connect { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ),
+            Self::Refused { .. } | Self::Link(LinkError::Closed) => true,
+            _ => false,
+        }
+    }
 }
 
 impl From<FrameError> for ClientError {
@@ -120,10 +132,10 @@ impl Session {
     }
 
     /// Connects to the agent behind a VM's vsock socket, and tries again until `patience` is
-    /// over: the guest may still be booting.
+    /// over: the monitor may still be starting, the guest booting.
     ///
     /// # Errors
-    /// Nobody listens at `socket` (at once), or the agent does not answer in time.
+    /// Nobody listens at `socket`, or the agent does not answer in time.
     pub fn connect_vsock(
         socket: &Path,
         port: u32,
@@ -134,9 +146,7 @@ impl Session {
             let left = deadline.saturating_duration_since(Instant::now());
             let tried = vsock_stream(socket, port, left).and_then(|s| Self::start(s, left));
             match tried {
-                Err(ClientError::Refused { .. } | ClientError::Link(LinkError::Closed))
-                    if Instant::now() < deadline =>
-                {
+                Err(error) if error.is_early() && Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
                 other => return other,
@@ -175,8 +185,16 @@ impl Session {
     }
 }
 
-/// Connects through Firecracker's convention: `CONNECT <port>`, answered by `OK <port>`.
-fn vsock_stream(socket: &Path, port: u32, patience: Duration) -> Result<UnixStream, ClientError> {
+/// Connects to a guest's vsock port through Firecracker's convention: `CONNECT <port>`,
+/// answered by `OK <port>`.
+///
+/// # Errors
+/// Nobody listens at `socket`, or the guest refuses or does not answer.
+pub fn vsock_stream(
+    socket: &Path,
+    port: u32,
+    patience: Duration,
+) -> Result<UnixStream, ClientError> {
     let connect = |source| ClientError::Connect {
         path: socket.to_owned(),
         source,

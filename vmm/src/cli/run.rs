@@ -1,0 +1,161 @@
+//! `mvasvm run`: where a VM runs, and in whose name.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use mvasvm::config::VmName;
+
+use super::args::{HwArg, RunArgs};
+use super::disk::DiskArg;
+use super::vmdir::{Hw, VmInfo};
+use super::{codes, note, paths, run_kvm, run_sim};
+use crate::doctor;
+
+/// What a detached monitor says once its guest takes commands.
+pub(super) const READY: &str = "ready";
+
+/// A VM as asked for, with every file found.
+pub(super) struct Wanted {
+    pub args: RunArgs,
+    pub name: VmName,
+    pub kernel: PathBuf,
+    pub image: Option<PathBuf>,
+    pub initramfs: Option<PathBuf>,
+    pub disks: Vec<DiskArg>,
+}
+
+pub(super) fn run(args: RunArgs) -> Result<u8> {
+    if args.detach {
+        return detach(&args);
+    }
+    let hw = match args.hw {
+        HwArg::Kvm => Hw::Kvm,
+        HwArg::Sim => Hw::Sim,
+        HwArg::Auto => match doctor::KvmHost::look().why_unusable() {
+            None => Hw::Kvm,
+            Some(why) => {
+                note(format!(
+                    "{why}: running on a simulated host, about 10 times slower"
+                ));
+                Hw::Sim
+            }
+        },
+    };
+    let wanted = Wanted::find(args)?;
+    match hw {
+        Hw::Kvm => run_kvm::run(wanted),
+        Hw::Sim => run_sim::run(&wanted),
+    }
+}
+
+impl Wanted {
+    fn find(args: RunArgs) -> Result<Self> {
+        let file = |what: &str, path: &PathBuf| {
+            path.canonicalize()
+                .with_context(|| format!("there is no {what} {}", path.display()))
+        };
+        let image = match (&args.image, &args.initramfs) {
+            (None, Some(_)) => None,
+            (asked, _) => Some(paths::image(asked.as_deref())?),
+        };
+        let disks = args.disk.iter().map(|disk| {
+            Ok(DiskArg {
+                path: file("disk image", &disk.path)?,
+                read_only: disk.read_only,
+            })
+        });
+        Ok(Self {
+            name: match &args.name {
+                Some(name) => name.clone(),
+                None => format!("vm-{}", std::process::id()).parse()?,
+            },
+            kernel: paths::kernel(args.kernel.as_deref())?,
+            image,
+            initramfs: args
+                .initramfs
+                .as_ref()
+                .map(|path| file("initial RAM file system", path))
+                .transpose()?,
+            disks: disks.collect::<Result<_>>()?,
+            args,
+        })
+    }
+
+    /// What others are told about it.
+    pub fn info(&self, hw: Hw, sim: Option<PathBuf>) -> VmInfo {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        VmInfo {
+            name: self.name.to_string(),
+            pid: std::process::id(),
+            hw,
+            sim,
+            mem_bytes: self.args.mem.bytes(),
+            cpus: self.args.cpus.get(),
+            kernel: self.kernel.clone(),
+            image: self.image.clone(),
+            started: since.map_or(0, |since| since.as_secs()),
+        }
+    }
+}
+
+/// Starts the same command as a process of its own session, and waits until its guest takes
+/// commands.
+fn detach(args: &RunArgs) -> Result<u8> {
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => format!("vm-{}", std::process::id()).parse()?,
+    };
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(
+            std::env::args_os()
+                .skip(1)
+                .filter(|arg| arg != "--detach")
+                .collect::<Vec<OsString>>(),
+        )
+        .arg("--detached-child")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    if args.name.is_none() {
+        command.args(["--name", name.as_str()]);
+    }
+    // SAFETY: setsid is a system call that touches no memory of ours.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid()?;
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().context("cannot start the monitor")?;
+    let errors = child.stderr.take().map(|mut pipe| {
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = pipe.read(&mut buffer) {
+                let _ = io::stderr().write_all(&buffer[..n]);
+            }
+        })
+    });
+    let mut line = String::new();
+    if let Some(pipe) = child.stdout.take() {
+        BufReader::new(pipe)
+            .read_line(&mut line)
+            .context("cannot read from the monitor")?;
+    }
+    if line.trim_end() == READY {
+        println!("{name}");
+        return Ok(0);
+    }
+    if let Some(errors) = errors {
+        let _ = errors.join();
+    }
+    let status = child.wait().context("cannot wait for the monitor")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.filter(|code| *code != 0).unwrap_or(codes::FAILED))
+}

@@ -1,0 +1,391 @@
+//! A microVM on this machine's KVM, in this process.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use mvas_agent::client::{ClientError, Session};
+use mvas_agent::protocol::{CommandEnd, Exec, ShutdownKind, VSOCK_PORT};
+use mvasvm::config::{ConsoleConfig, DiskConfig, RamBacking, VmConfig, VsockConfig};
+use mvasvm::devices::BoundedLog;
+use mvasvm::run::{ExitReason, RunError};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signalfd::SignalFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::console::{Console, Left};
+use super::exec::with_term;
+use super::guest::{is_interactive, run_in_guest, signals};
+use super::run::{READY, Wanted};
+use super::vmdir::{Hw, VmDir};
+use super::{codes, note};
+
+/// The guest's vsock address.
+const GUEST_CID: u64 = 3;
+/// A kernel log of this many bytes is kept.
+const LOG_LIMIT: u64 = 16 << 20;
+/// What a guest gets to power off after its command ended.
+const POWER_OFF: Duration = Duration::from_secs(60);
+
+pub(super) fn run(wanted: Wanted) -> Result<u8> {
+    // Before any thread is started: all of them inherit it.
+    let signals = signals()?;
+    let dir = VmDir::claim(&wanted.name)?;
+    dir.describe(&wanted.info(Hw::Kvm, None))?;
+    let login = wanted.args.command.is_empty() && !wanted.args.detached_child;
+    let (console, ends) = login.then(Console::new).transpose()?.unzip();
+    let vm = Vm::start(&wanted, &dir, ends)?;
+    if let Some(console) = console {
+        let left = console.run(&vm.ended, &signals)?;
+        return vm.leave(left);
+    }
+    let timeout = Duration::from_secs(wanted.args.boot_timeout);
+    let session = match vm.connect(timeout, &signals) {
+        Connected::Session(session) => session,
+        Connected::Failed(error) => {
+            vm.stop()?;
+            return Err(error).with_context(|| {
+                format!(
+                    "{} does not take commands (--boot-timeout {})",
+                    wanted.name, wanted.args.boot_timeout
+                )
+            });
+        }
+        Connected::Left(left) => return vm.leave(left),
+    };
+    if wanted.args.detached_child {
+        drop(session);
+        say_ready()?;
+        let left = vm.wait(&signals)?;
+        return vm.leave(left);
+    }
+    let terminal = is_interactive();
+    let mut exec = Exec::new(wanted.args.command);
+    exec.env = with_term(terminal);
+    match run_in_guest(session, exec, terminal, &signals) {
+        Ok(end) => vm.power_off(end),
+        Err(error) => vm.lost(error),
+    }
+}
+
+/// A running VM.
+struct Vm {
+    thread: JoinHandle<Result<ExitReason, RunError>>,
+    stop: EventFd,
+    /// Its other end is closed when the VM ends, which makes this end readable.
+    ended: OwnedFd,
+    panicked: Arc<AtomicBool>,
+    vsock: std::path::PathBuf,
+    with_command: bool,
+}
+
+enum Connected {
+    Session(Session),
+    Failed(ClientError),
+    Left(Left),
+}
+
+impl Vm {
+    fn start(wanted: &Wanted, dir: &VmDir, ends: Option<ConsoleConfig>) -> Result<Self> {
+        let log_path = dir.path().join("console.log");
+        let log = BoundedLog::create(&log_path, LOG_LIMIT)
+            .with_context(|| format!("cannot create {}", log_path.display()))?;
+        let panicked = Arc::new(AtomicBool::new(false));
+        let image = wanted.image.iter().map(|path| DiskConfig {
+            path: path.clone(),
+            read_only: true,
+        });
+        let vsock = dir.path().join("vsock.sock");
+        let config = VmConfig {
+            name: wanted.name.clone(),
+            mem: wanted.args.mem,
+            ram: RamBacking::Memfd,
+            cpus: wanted.args.cpus,
+            kernel: wanted.kernel.clone(),
+            initramfs: wanted.initramfs.clone(),
+            cmdline: cmdline(wanted, ends.is_some()),
+            disks: image
+                .chain(wanted.disks.iter().map(|d| d.config()))
+                .collect(),
+            vsock: Some(VsockConfig {
+                cid: GUEST_CID,
+                uds_path: vsock.clone(),
+            }),
+            console: ends,
+            serial_output: Box::new(PanicWatch::new(log, panicked.clone())),
+            serial_input: None,
+        };
+        let stop = EventFd::new(EFD_NONBLOCK).context("cannot make an event")?;
+        let stop_in_vm = stop.try_clone().context("cannot make an event")?;
+        let (ended, ended_in_vm) = io::pipe().context("cannot make a pipe")?;
+        let run = move || {
+            let _ended = ended_in_vm;
+            mvasvm::run::run(config, stop_in_vm)
+        };
+        Ok(Self {
+            thread: thread::Builder::new().name("vm".to_owned()).spawn(run)?,
+            stop,
+            ended: ended.into(),
+            panicked,
+            vsock,
+            with_command: !wanted.args.command.is_empty(),
+        })
+    }
+
+    /// Waits for the guest's agent, for the VM's end, or for a signal.
+    fn connect(&self, timeout: Duration, signals: &SignalFd) -> Connected {
+        let (send, receive) = mpsc::channel();
+        let vsock = self.vsock.clone();
+        let failed = |source| {
+            let what = "wait for the guest";
+            Connected::Failed(ClientError::Stdio { what, source })
+        };
+        let (done, done_in_thread) = match io::pipe() {
+            Ok(pipe) => pipe,
+            Err(e) => return failed(e),
+        };
+        thread::spawn(move || {
+            let _ = send.send(Session::connect_vsock(&vsock, VSOCK_PORT, timeout));
+            drop(done_in_thread);
+        });
+        loop {
+            match wait_any(&[self.ended.as_fd(), done.as_fd()], signals) {
+                Err(e) => return failed(e),
+                Ok(Some(Event::Signal(number))) => return Connected::Left(Left::Signal(number)),
+                Ok(Some(Event::Ready(0))) => return Connected::Left(Left::Ended),
+                Ok(Some(Event::Ready(_))) => {
+                    return match receive.recv() {
+                        Ok(Ok(session)) => Connected::Session(session),
+                        Ok(Err(error)) => Connected::Failed(error),
+                        Err(error) => failed(io::Error::other(error)),
+                    };
+                }
+                Ok(None) => {}
+            }
+        }
+    }
+
+    /// Waits for its end, or for a signal.
+    fn wait(&self, signals: &SignalFd) -> Result<Left> {
+        loop {
+            match wait_any(&[self.ended.as_fd()], signals).context("cannot wait for the VM")? {
+                Some(Event::Signal(number)) => return Ok(Left::Signal(number)),
+                Some(Event::Ready(_)) => return Ok(Left::Ended),
+                None => {}
+            }
+        }
+    }
+
+    /// Ends it at once.
+    fn stop(self) -> Result<ExitReason> {
+        self.stop.write(1).context("cannot stop the VM")?;
+        self.join()
+    }
+
+    fn join(self) -> Result<ExitReason> {
+        match self.thread.join() {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(anyhow!("internal error: the monitor panicked")),
+        }
+    }
+
+    /// The exit code for a VM that ended by itself.
+    fn end(self) -> Result<u8> {
+        let (panicked, with_command) = (self.panicked.clone(), self.with_command);
+        let reason = self.join()?;
+        let panicked = panicked.load(Ordering::Relaxed);
+        let (code, text) = codes::of_end(reason, panicked, with_command);
+        if code != 0 {
+            note(text);
+        }
+        Ok(code)
+    }
+
+    fn leave(self, left: Left) -> Result<u8> {
+        match left {
+            Left::Ended => self.end(),
+            Left::Escaped => {
+                self.stop()?;
+                Ok(0)
+            }
+            Left::Signal(number) => {
+                self.stop()?;
+                note(format!("stopped by signal {number}"));
+                Ok(128 + number)
+            }
+        }
+    }
+
+    /// The command ended: the VM is of no more use.
+    fn power_off(self, end: CommandEnd) -> Result<u8> {
+        let asked = Session::connect_vsock(&self.vsock, VSOCK_PORT, POWER_OFF)
+            .and_then(|session| session.shutdown(ShutdownKind::PowerOff));
+        // Its files are written. What it may still do, nobody waits for.
+        match asked {
+            Ok(()) => drop(self.stop()?),
+            // It powered off itself, or crashed just now.
+            Err(error) => {
+                tracing::debug!("no orderly power-off: {error}");
+                self.stop()?;
+            }
+        }
+        Ok(end.exit_code())
+    }
+
+    /// The session broke: because the VM ended, or for a reason of its own.
+    fn lost(self, error: ClientError) -> Result<u8> {
+        if !matches!(error, ClientError::Link(_)) {
+            self.stop()?;
+            return Err(error.into());
+        }
+        let mut fds = [PollFd::new(self.ended.as_fd(), PollFlags::POLLIN)];
+        // The connection breaks a moment before the VM is gone.
+        let patience = PollTimeout::from(5000u16);
+        match poll(&mut fds, patience) {
+            Ok(1) => self.end(),
+            _ => {
+                self.stop()?;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+/// The monitor goes on without whoever started it.
+fn say_ready() -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{READY}").and_then(|()| stdout.flush())?;
+    let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
+}
+
+enum Event {
+    Ready(usize),
+    Signal(u8),
+}
+
+/// Waits until one of `fds` is readable or hung up, or for a signal. `None`: look again.
+fn wait_any(fds: &[std::os::fd::BorrowedFd<'_>], signals: &SignalFd) -> io::Result<Option<Event>> {
+    let all = fds.iter().copied().chain([signals.as_fd()]);
+    let mut polled: Vec<PollFd<'_>> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    match poll(&mut polled, PollTimeout::NONE) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    if let Some(at) = polled.iter().position(|fd| fd.any() == Some(true)) {
+        if at < fds.len() {
+            return Ok(Some(Event::Ready(at)));
+        }
+        if let Ok(Some(info)) = signals.read_signal()
+            && info.ssi_signo != libc::SIGWINCH.cast_unsigned()
+        {
+            let number = u8::try_from(info.ssi_signo).unwrap_or(127);
+            return Ok(Some(Event::Signal(number)));
+        }
+    }
+    Ok(None)
+}
+
+fn cmdline(wanted: &Wanted, login: bool) -> String {
+    let mut line = "console=ttyS0 quiet panic=-1 reboot=k".to_owned();
+    if wanted.image.is_some() {
+        line.push_str(" root=/dev/vda rootfstype=ext4 ro init=/usr/lib/mvas/agent");
+        line.push_str(&format!(" mvas.hostname={}", wanted.name));
+    }
+    if login {
+        line.push_str(" mvas.login=1");
+        if let Some(term) = std::env::var("TERM").ok().filter(|term| is_plain(term)) {
+            line.push_str(&format!(" mvas.term={term}"));
+        }
+    }
+    if let Some(more) = &wanted.args.cmdline {
+        line.push(' ');
+        line.push_str(more);
+    }
+    line
+}
+
+fn is_plain(word: &str) -> bool {
+    !word.is_empty()
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._+".contains(&b))
+}
+
+/// Passes the kernel's log on, and notices its last words.
+struct PanicWatch<W> {
+    inner: W,
+    panicked: Arc<AtomicBool>,
+    /// How much of the words the latest bytes were.
+    matched: usize,
+}
+
+impl<W> PanicWatch<W> {
+    const WORDS: &'static [u8] = b"Kernel panic - not syncing";
+
+    fn new(inner: W, panicked: Arc<AtomicBool>) -> Self {
+        Self {
+            inner,
+            panicked,
+            matched: 0,
+        }
+    }
+
+    fn watch(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            // Their first letter does not come again in them, so no overlap is missed.
+            self.matched = match Self::WORDS.get(self.matched) {
+                Some(expected) if expected == byte => self.matched + 1,
+                _ if *byte == Self::WORDS[0] => 1,
+                _ => 0,
+            };
+            if self.matched == Self::WORDS.len() {
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl<W: Write> Write for PanicWatch<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.watch(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_panic_is_noticed_however_it_is_cut(
+            before in "[Kernl \n-]{0,40}",
+            cut in 1..40usize,
+        ) {
+            let panicked = Arc::new(AtomicBool::new(false));
+            let mut watch = PanicWatch::new(Vec::new(), panicked.clone());
+            for piece in before.as_bytes().chunks(cut) {
+                watch.write_all(piece).expect("a Vec takes all");
+            }
+            prop_assert!(!panicked.load(Ordering::Relaxed));
+            for piece in b"Kernel panic - not syncing: Fatal".chunks(cut) {
+                watch.write_all(piece).expect("a Vec takes all");
+            }
+            prop_assert!(panicked.load(Ordering::Relaxed));
+        }
+    }
+}

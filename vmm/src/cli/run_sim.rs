@@ -1,0 +1,121 @@
+//! A microVM on a simulated host: the same command, run there.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use mvas_agent::protocol::Exec;
+use mvasvm::virtio::block::disk::Disk;
+
+use super::guest::{is_interactive, run_in_guest, signals};
+use super::run::Wanted;
+use super::sim::{default_mem, environment};
+use super::vmdir::{Hw, VmDir};
+use crate::sim::init::MVASVM;
+use crate::sim::{Ended, Share, SimConfig, SimHost, is_hidden};
+
+/// What the simulated host itself gets to boot.
+const BOOT: Duration = Duration::from_secs(300);
+
+pub(super) fn run(wanted: &Wanted) -> Result<u8> {
+    let signals = signals()?;
+    let dir = VmDir::claim(&wanted.name)?;
+    // Locks do not reach from there to here: taken for as long as the VM may use the disks.
+    let _disks = wanted
+        .disks
+        .iter()
+        .map(|disk| Disk::open(&disk.path, disk.read_only))
+        .collect::<Result<Vec<_>, _>>()?;
+    let config = SimConfig {
+        kernel: sim_kernel(wanted),
+        mem: default_mem()?,
+        cpus: "2".parse()?,
+        shares: shares(wanted),
+        boot_timeout: BOOT,
+        console: None,
+    };
+    let mut host = SimHost::start(&config)?;
+    dir.describe(&wanted.info(Hw::Sim, Some(host.dir().to_owned())))?;
+    let channel = match host.wait_booted(&signals)? {
+        Ok(channel) => channel,
+        Err(Ended(code)) => return Ok(code),
+    };
+    let mut exec = Exec::new(command(wanted));
+    exec.env = environment();
+    exec.clear_env = true;
+    exec.cwd = Some("/".into());
+    let terminal = !wanted.args.detached_child && is_interactive();
+    let end = channel
+        .with(|session| run_in_guest(session, exec, terminal, &signals))
+        .context("lost the simulated host")?;
+    host.stop();
+    Ok(end.exit_code())
+}
+
+/// The simulated host boots what was built last, whatever its guest boots.
+fn sim_kernel(wanted: &Wanted) -> PathBuf {
+    super::paths::kernel(None).unwrap_or_else(|_| wanted.kernel.clone())
+}
+
+/// Folders of disks to be written, and of files that the simulated host would not see.
+fn shares(wanted: &Wanted) -> Vec<Share> {
+    let mut shares: Vec<Share> = Vec::new();
+    let files = [&wanted.image, &wanted.initramfs];
+    let files = files.into_iter().flatten().chain([&wanted.kernel]);
+    let files = files.map(|path| (path, true));
+    let disks = wanted.disks.iter().map(|disk| (&disk.path, disk.read_only));
+    for (path, read_only) in files.chain(disks) {
+        let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
+        if read_only && !is_hidden(path) {
+            continue;
+        }
+        match shares.iter_mut().find(|share| share.path == folder) {
+            Some(share) => share.writable |= !read_only,
+            None => shares.push(Share {
+                path: folder,
+                writable: !read_only,
+            }),
+        }
+    }
+    // An outer folder must not be mounted over an inner one.
+    shares.sort_by(|a, b| a.path.cmp(&b.path));
+    shares
+}
+
+/// The command there: everything by its whole path.
+fn command(wanted: &Wanted) -> Vec<OsString> {
+    let args = &wanted.args;
+    let mut words: Vec<OsString> = [MVASVM, "run", "--hw", "kvm"].map(OsString::from).to_vec();
+    let mut add = |option: &str, value: OsString| {
+        words.push(option.into());
+        words.push(value);
+    };
+    add("--name", wanted.name.as_str().into());
+    add("--mem", format!("{}M", args.mem.bytes() >> 20).into());
+    add("--cpus", args.cpus.get().to_string().into());
+    add("--kernel", wanted.kernel.clone().into());
+    add("--boot-timeout", args.boot_timeout.to_string().into());
+    for (option, file) in [
+        ("--image", &wanted.image),
+        ("--initramfs", &wanted.initramfs),
+    ] {
+        if let Some(file) = file {
+            add(option, file.clone().into());
+        }
+    }
+    for disk in &wanted.disks {
+        add("--disk", disk.render());
+    }
+    if let Some(cmdline) = &args.cmdline {
+        add("--cmdline", cmdline.into());
+    }
+    if args.detached_child {
+        words.push("--detached-child".into());
+    }
+    if !args.command.is_empty() {
+        words.push("--".into());
+        words.extend(args.command.iter().cloned());
+    }
+    words
+}
