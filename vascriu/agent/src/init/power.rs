@@ -23,9 +23,13 @@ const GRACE: Duration = Duration::from_secs(3);
 pub struct Machine;
 
 impl Host for Machine {
-    fn shutdown(&self, kind: ShutdownKind) -> Result<(), String> {
+    fn prepare(&self) -> Result<(), String> {
         sync();
-        request(kind).map_err(|e| format!("cannot reach PID 1: {e}"))
+        Ok(())
+    }
+
+    fn go_down(&self, kind: ShutdownKind) -> io::Result<()> {
+        request(kind)
     }
 }
 

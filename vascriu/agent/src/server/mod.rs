@@ -7,6 +7,7 @@ mod spawn;
 mod vsock;
 
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -23,12 +24,17 @@ use crate::protocol::{
 
 /// What the machine around the server does for it.
 pub trait Host: Send + Sync {
-    /// Makes everything durable and brings the machine down soon after. Returns before it is
-    /// down, so that the client can be told.
+    /// Makes everything durable.
     ///
     /// # Errors
     /// This is no machine to bring down.
-    fn shutdown(&self, kind: ShutdownKind) -> Result<(), String>;
+    fn prepare(&self) -> Result<(), String>;
+
+    /// Brings the machine down, soon after it returns.
+    ///
+    /// # Errors
+    /// The machine does not obey.
+    fn go_down(&self, kind: ShutdownKind) -> io::Result<()>;
 }
 
 /// A host that is not to be shut down: an ordinary process serves.
@@ -36,8 +42,12 @@ pub trait Host: Send + Sync {
 pub struct NoHost;
 
 impl Host for NoHost {
-    fn shutdown(&self, _: ShutdownKind) -> Result<(), String> {
+    fn prepare(&self) -> Result<(), String> {
         Err("this agent does not run a machine of its own".to_owned())
+    }
+
+    fn go_down(&self, _: ShutdownKind) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -132,15 +142,23 @@ impl Server {
             Request::CopyIn { dest, name } => return copy::serve_in(link, &dest, &name),
             Request::CopyOut { path } => return copy::serve_out(link, &path),
             Request::Info => Reply::Info(self.info()?),
-            Request::Shutdown(kind) => {
-                let host = &self.host;
-                host.shutdown(kind)
-                    .map_err(|why| Failure::new(FailureKind::BadRequest, why))?;
-                Reply::Done
-            }
+            Request::Shutdown(kind) => return self.shutdown(link, kind),
         };
         link.queue(&Frame::Reply(reply));
         Ok(link.flush()?)
+    }
+
+    fn shutdown(&self, link: &mut Link, kind: ShutdownKind) -> Result<(), ServeError> {
+        self.host
+            .prepare()
+            .map_err(|why| Failure::new(FailureKind::BadRequest, why))?;
+        // Before, because afterwards this process is among the first to be ended.
+        link.queue(&Frame::Reply(Reply::Done));
+        link.flush()?;
+        if let Err(error) = self.host.go_down(kind) {
+            log(format!("cannot reach PID 1: {error}"));
+        }
+        Ok(())
     }
 
     fn info(&self) -> Result<Info, Failure> {
