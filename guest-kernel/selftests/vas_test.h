@@ -307,6 +307,18 @@ static inline long t_nop(ulong a, ulong b, ulong c)
 
 /* --- /proc --- */
 
+static inline int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	int ret;
+
+	if (fd < 0)
+		return -errno;
+	ret = write(fd, text, strlen(text)) < 0 ? -errno : 0;
+	close(fd);
+	return ret;
+}
+
 /* The number after @key in @file (in kB where the file has kB); -1 if none. */
 static inline long proc_value(const char *file, const char *key)
 {
@@ -337,6 +349,8 @@ static inline long pid_status(pid_t pid, const char *key)
 
 static inline long meminfo(const char *key)
 {
+	/* Sum up what CPUs count on their own. */
+	write_file("/proc/sys/vm/stat_refresh", "1");
 	return proc_value("/proc/meminfo", key);
 }
 
@@ -363,18 +377,6 @@ static inline long smaps_value(pid_t pid, ulong addr, const char *key)
 	}
 	fclose(f);
 	return value;
-}
-
-static inline int write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	int ret;
-
-	if (fd < 0)
-		return -errno;
-	ret = write(fd, text, strlen(text)) < 0 ? -errno : 0;
-	close(fd);
-	return ret;
 }
 
 /* A file's text without its newline; "" if it cannot be read. */
