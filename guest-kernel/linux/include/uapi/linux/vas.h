@@ -61,8 +61,13 @@ struct vas_open {
 
 /*
  * Share all eligible memory of a task with an empty VAS, copy-on-write: private
- * anonymous VMAs that are not hugetlb, PFN-mapped, or GROWSDOWN.  All or
- * nothing; the target sees no difference.
+ * anonymous VMAs that were ever written and are not hugetlb, PFN-mapped,
+ * GROWSDOWN, droppable, or registered with userfaultfd.  All or nothing; the
+ * target sees no difference.
+ *
+ * ENOTEMPTY: it holds a capture; ENOENT: it was deleted; ESTALE: HIDE, and the
+ * session has closed; ESRCH: the task has exited or is being OOM-killed; EACCES:
+ * no ptrace access; ENOMEM; EINTR: a fatal signal.
  */
 #define VAS_CAPTURE_HIDE	(1U << 0)	/* hide from this process's PAGEMAP_SCAN
 						 * until the session closes */
@@ -82,8 +87,12 @@ struct vas_capture {
  * Replace memory of a task by the memory of a VAS, copy-on-write, keeping the
  * target's VMA flags.  [src, src + len) of the VAS appears at dst; len 0 means
  * the whole VAS at the addresses it was captured from.  The target must have
- * private anonymous VMAs at exactly the captured VMAs' places, else EBUSY/
- * ENOENT/EFAULT and nothing happened.
+ * eligible VMAs (see above; but they need not have been written) wherever the
+ * VAS has memory, in whatever pieces.  Whole or not at all:
+ *
+ * ENODATA: the VAS is empty; ENOENT: it has nothing in the range; EFAULT: the
+ * target has nothing mapped where it should; EBUSY: or something that is not
+ * eligible; EPERM: or that is sealed; others as for a capture.
  */
 struct vas_attach {
 	__s32 pidfd;		/* in: needs PTRACE_MODE_ATTACH */
@@ -149,7 +158,8 @@ struct vas_delete {
 #define VAS_IOC_INFO		_IOR(VAS_IOC_MAGIC, 0x00, struct vas_info)
 #define VAS_IOC_CREATE		_IOWR(VAS_IOC_MAGIC, 0x01, struct vas_create)	/* returns a VAS file, O_CLOEXEC */
 #define VAS_IOC_OPEN		_IOWR(VAS_IOC_MAGIC, 0x02, struct vas_open)	/* returns a VAS file, O_CLOEXEC */
-#define VAS_IOC_COMMIT		_IO(VAS_IOC_MAGIC, 0x03)	/* makes all of the session permanent */
+#define VAS_IOC_COMMIT		_IO(VAS_IOC_MAGIC, 0x03)	/* makes all of the session permanent;
+								 * ENODATA if one of them is empty */
 
 /* on a VAS file */
 #define VAS_IOC_CAPTURE		_IOWR(VAS_IOC_MAGIC, 0x10, struct vas_capture)

@@ -1,0 +1,177 @@
+//! Compiles the kernel's UAPI header with the C compiler and compares every size,
+//! offset and number with the Rust mirror.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use mvas_abi::vas::*;
+
+/// What both sides say of one name: "sizeof x", "offsetof x.y", or a number.
+type Facts = BTreeMap<String, u64>;
+
+/// Collects the facts of Rust, and the C expressions for the same facts.
+#[derive(Default)]
+struct Mirror {
+    facts: Facts,
+    c: String,
+}
+
+impl Mirror {
+    fn fact(&mut self, name: &str, c_expression: &str, value: u64) {
+        assert!(
+            self.facts.insert(name.to_owned(), value).is_none(),
+            "{name} compared twice"
+        );
+        writeln!(
+            self.c,
+            "\tprintf(\"%llu %s\\n\", (unsigned long long)({c_expression}), \"{name}\");"
+        )
+        .expect("writing to a string");
+    }
+}
+
+fn as_u64(n: usize) -> u64 {
+    u64::try_from(n).expect("fits")
+}
+
+/// Size of a struct, and offset and size of each of its fields.
+macro_rules! check_struct {
+    ($mirror:expr, $rust:ident = $c:literal { $($field:ident),+ $(,)? }) => {{
+        $mirror.fact(
+            concat!("sizeof ", $c),
+            concat!("sizeof(struct ", $c, ")"),
+            as_u64(size_of::<$rust>()),
+        );
+        // All fields, or this does not compile.
+        #[allow(dead_code)]
+        fn all_fields_are_named(s: $rust) { let $rust { $($field: _),+ } = s; }
+        $({
+            fn size_of_field<T>(_: impl Fn(&$rust) -> &T) -> usize { size_of::<T>() }
+            $mirror.fact(
+                concat!("offsetof ", $c, ".", stringify!($field)),
+                concat!("offsetof(struct ", $c, ", ", stringify!($field), ")"),
+                as_u64(std::mem::offset_of!($rust, $field)),
+            );
+            $mirror.fact(
+                concat!("sizeof ", $c, ".", stringify!($field)),
+                concat!("sizeof(((struct ", $c, " *)0)->", stringify!($field), ")"),
+                as_u64(size_of_field(|s| &s.$field)),
+            );
+        })+
+    }};
+}
+
+macro_rules! check_numbers {
+    ($mirror:expr, $($name:ident),+ $(,)?) => {
+        $($mirror.fact(
+            stringify!($name),
+            stringify!($name),
+            u64::try_from($name).expect("not negative"),
+        );)+
+    };
+}
+
+fn mirror() -> Mirror {
+    let mut m = Mirror::default();
+    check_struct!(m, VasInfo = "vas_info" { abi_version, reserved, features });
+    check_struct!(m, VasCreate = "vas_create" { name, mode, flags, id });
+    check_struct!(m, VasOpen = "vas_open" { id, name, access, flags });
+    check_struct!(m, VasCapture = "vas_capture" {
+        pidfd, flags, vmas, pages, huge_pages, swap_pages, copied_pages, reserved,
+    });
+    check_struct!(m, VasAttach = "vas_attach" {
+        pidfd, flags, src, len, dst, vmas, pages, reserved,
+    });
+    check_struct!(m, VasStat = "vas_stat" {
+        id, name, mode, uid, gid, state, created_ns, vmas, bytes, pages, huge_pages,
+        swap_pages, attaches, users, reserved,
+    });
+    check_struct!(m, VasRange = "vas_range" { start, end, pages, prot, flags });
+    check_struct!(m, VasRanges = "vas_ranges" { start, ranges, count, reserved });
+    check_struct!(m, VasDelete = "vas_delete" { flags, reserved });
+    check_numbers!(
+        m,
+        VAS_ABI_VERSION,
+        VAS_NAME_MAX,
+        VAS_FEATURE_PAGEMAP_HIDE,
+        VAS_ACCESS_READ,
+        VAS_ACCESS_WRITE,
+        VAS_CAPTURE_HIDE,
+        VAS_STATE_EMPTY,
+        VAS_STATE_TRANSIENT,
+        VAS_STATE_COMMITTED,
+        VAS_RANGE_HUGE,
+        VAS_DELETE_FORCE,
+        VAS_IOC_INFO,
+        VAS_IOC_CREATE,
+        VAS_IOC_OPEN,
+        VAS_IOC_COMMIT,
+        VAS_IOC_CAPTURE,
+        VAS_IOC_ATTACH,
+        VAS_IOC_STAT,
+        VAS_IOC_RANGES,
+        VAS_IOC_DELETE,
+    );
+    m
+}
+
+fn uapi() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-kernel/linux/include/uapi")
+}
+
+#[test]
+fn the_mirror_agrees_with_the_kernels_header() {
+    let mirror = mirror();
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (source, program) = (dir.path().join("facts.c"), dir.path().join("facts"));
+    std::fs::write(
+        &source,
+        format!(
+            "#include <stddef.h>\n#include <stdio.h>\n#include <linux/vas.h>\n\
+             int main(void)\n{{\n{}\treturn 0;\n}}\n",
+            mirror.c
+        ),
+    )
+    .expect("writing the C program");
+    let status = Command::new("cc")
+        .args(["-Wall", "-Werror", "-I"])
+        .arg(uapi())
+        .arg("-o")
+        .args([&program, &source])
+        .status()
+        .expect("cc runs (package gcc)");
+    assert!(status.success(), "the header does not compile");
+
+    let output = Command::new(&program).output().expect("the program runs");
+    let header: Facts = String::from_utf8(output.stdout)
+        .expect("text")
+        .lines()
+        .map(|line| {
+            let (value, name) = line.split_once(' ').expect("value and name");
+            (name.to_owned(), value.parse().expect("a number"))
+        })
+        .collect();
+    assert_eq!(mirror.facts, header);
+}
+
+/// A number that is added to the header must be added to the mirror.
+#[test]
+fn every_number_and_struct_of_the_header_is_compared() {
+    let text = std::fs::read_to_string(uapi().join("linux/vas.h")).expect("the header");
+    let facts = mirror().facts;
+    let internal = ["VAS_IOC_MAGIC"];
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (name, what) = match (words.next(), words.next(), words.next()) {
+            (Some("#define"), Some(name), Some(_)) => (name.to_owned(), name.to_owned()),
+            (Some("struct"), Some(name), Some("{")) => (name.to_owned(), format!("sizeof {name}")),
+            _ => continue,
+        };
+        assert!(
+            internal.contains(&name.as_str()) || facts.contains_key(&what),
+            "{name} of the header is not in the mirror"
+        );
+    }
+}
