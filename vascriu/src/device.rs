@@ -123,7 +123,7 @@ fn from_c_name(name: &[u8]) -> String {
 pub struct Session(OwnedFd);
 
 impl Session {
-    /// Opens the device and checks that it is one we can work with.
+    /// Opens the device.
     ///
     /// # Errors
     /// No device, no rights, another interface version.
@@ -141,7 +141,15 @@ impl Session {
                     source: e,
                 },
             })?;
-        let session = Self(file.into());
+        Self::adopt(file.into())
+    }
+
+    /// Takes an open `/dev/vas`, and checks that it is one we can work with.
+    ///
+    /// # Errors
+    /// Another interface version.
+    pub fn adopt(fd: OwnedFd) -> Result<Self, Error> {
+        let session = Self(fd);
         let mut info = VasInfo::default();
         // SAFETY: INFO takes a VasInfo, which holds no pointers.
         unsafe { ioctl(session.0.as_fd(), VAS_IOC_INFO, &mut info) }.map_err(|e| Error::Call {

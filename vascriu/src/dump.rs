@@ -133,7 +133,7 @@ impl Dump {
         let images = store::empty_dir(&place)?;
         self.dump(&store, name, &images, start).inspect_err(|e| {
             if !matches!(e, Error::KilledLate { .. }) {
-                let _ = store::remove_images(&images);
+                let _ = store.discard(&images);
             }
         })
     }

@@ -94,6 +94,7 @@ impl Store {
     fn at(root: PathBuf) -> Result<Self, Error> {
         let locks = root.join(".locks");
         fs::create_dir_all(&locks).map_err(at("creating", &locks))?;
+        let root = root.canonicalize().map_err(at("opening", &root))?;
         Ok(Self { root })
     }
 
@@ -216,7 +217,7 @@ impl Store {
                 self.publish(&name, &path)?;
             } else {
                 delete_vases(&name, true)?;
-                fs::remove_dir_all(&path).map_err(at("removing", &path))?;
+                self.discard(&path)?;
             }
         }
         Ok(())
@@ -232,16 +233,32 @@ impl Store {
         if !self.has(name) {
             return Err(Error::Unknown(name.clone()));
         }
-        let link = self.path(name);
         match delete_vases(name, force) {
             Ok(()) | Err(Error::Device(device::Error::NoDevice)) => {}
             Err(e) => return Err(e),
         }
-        if let Ok(images) = link.canonicalize() {
-            remove_images(&images).map_err(at("removing", &images))?;
+        let path = self.path(name);
+        if let Ok(elsewhere) = path.read_link() {
+            self.discard(&elsewhere)?;
+            fs::remove_file(&path).map_err(at("removing", &path))
+        } else {
+            self.discard(&path)
         }
-        match fs::remove_file(&link) {
-            Err(e) if link.symlink_metadata().is_ok() => Err(at("removing", &link)(e)),
+    }
+
+    /// Removes a directory of images: all of it where it is in the store; else
+    /// what CRIU and we have put there, and the directory if nothing is left.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn discard(&self, images: &Path) -> Result<(), Error> {
+        let removed = if images.parent() == Some(&self.root) {
+            fs::remove_dir_all(images)
+        } else {
+            remove_images(images)
+        };
+        match removed {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at("removing", images)(e)),
             _ => Ok(()),
         }
     }
@@ -297,10 +314,7 @@ pub fn delete_vases(name: &Name, force: bool) -> Result<(), Error> {
 
 /// Removes CRIU's images, our file and their logs, then the directory if nothing
 /// else is in it.
-///
-/// # Errors
-/// The file system's.
-pub fn remove_images(dir: &Path) -> io::Result<()> {
+fn remove_images(dir: &Path) -> io::Result<()> {
     for entry in dir.read_dir()? {
         let entry = entry?;
         let name = entry.file_name();
@@ -313,7 +327,8 @@ pub fn remove_images(dir: &Path) -> io::Result<()> {
         }
     }
     match fs::remove_dir(dir) {
-        Err(e) if e.raw_os_error() == Some(libc::ENOTEMPTY) => Ok(()),
+        // Others' files, or a mount point.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTEMPTY | libc::EBUSY)) => Ok(()),
         done => done,
     }
 }

@@ -8,6 +8,7 @@
 //! tasks are alive, and the VASes are deleted again.
 
 use std::ffi::{c_int, c_void};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -20,6 +21,7 @@ use vascriu::report::{self, ENV_NAME};
 use vascriu::store::ROOT;
 
 use crate::criu::{self, Criu};
+use crate::{guard, session};
 
 /// Why a dump failed.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,9 @@ pub enum Error {
     /// CRIU has no memory.
     #[error("CRIU cannot record that the images need this plugin")]
     Inventory,
+    /// The images would be restored without us.
+    #[error("cannot hide the image of the process tree from a CRIU without this plugin")]
+    Guard(#[source] io::Error),
     /// An incremental dump.
     #[error(
         "incremental dumps (--prev-images-dir, pre-dump) do not go with VASes: nothing is copied, so there is nothing to save; dump without them"
@@ -87,7 +92,7 @@ impl Dump {
         if parent == 0 {
             return Err(Error::Incremental);
         }
-        let session = Session::open()?;
+        let session = session::open()?;
         let since_epoch = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -175,7 +180,9 @@ impl Dump {
     /// All images are written; CRIU kills the tasks (or resumes them) next.
     pub fn commit(self) {
         self.register();
-        if let Err(e) = self.session.commit() {
+        let hidden = guard::hide_tree(self.criu.image_dir()).map_err(Error::Guard);
+        let committed = hidden.and_then(|()| Ok(self.session.commit()?));
+        if let Err(e) = committed {
             let text = report::chain(&e);
             criu::error(&text);
             report::Report {

@@ -5,8 +5,10 @@
 
 mod criu;
 mod dump;
-mod exitkill;
+mod guard;
+mod imports;
 mod restore;
+mod session;
 
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -8,13 +8,13 @@ use std::ffi::c_int;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use vascriu::device::{self, Session, VasFile};
+use vascriu::device::{self, VasFile};
 use vascriu::manifest::{self, Manifest, Task};
 use vascriu::process::{self, PidFd, Vpid};
 use vascriu::report::{self, Attach, Report};
 
 use crate::criu::{self, Criu};
-use crate::exitkill;
+use crate::{guard, imports, session};
 
 /// Why a restore failed.
 #[derive(Debug, thiserror::Error)]
@@ -28,9 +28,9 @@ pub enum Error {
     /// A task is not as it should be.
     #[error(transparent)]
     Process(#[from] process::Error),
-    /// CRIU cannot be told to take its tasks with it.
+    /// CRIU cannot be guarded.
     #[error(transparent)]
-    ExitKill(#[from] exitkill::Error),
+    Imports(#[from] imports::Error),
     /// A task that was not captured.
     #[error("task {0} was restored, but the snapshot has no memory for it")]
     Unknown(Vpid),
@@ -67,8 +67,8 @@ impl Restore {
     /// The snapshot is not whole, of another boot, or lost a VAS.
     pub fn begin(criu: &Criu) -> Result<Self, Error> {
         let manifest = Manifest::load_at(criu.image_dir())?;
-        let files = manifest.open_all(&Session::open()?)?;
-        exitkill::install()?;
+        let files = manifest.open_all(&session::open()?)?;
+        guard::install()?;
         let all = files.len();
         let waiting = manifest.tasks.into_iter().zip(files).collect();
         Ok(Self {

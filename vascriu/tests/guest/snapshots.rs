@@ -376,7 +376,12 @@ fn without_plugin(dir: &Path) {
     w.dump("x", &["-D", images.to_str().expect("UTF-8")]);
     bad(criu("restore", &images).arg("-d"), &[]);
     let log = std::fs::read_to_string(images.join("log")).expect("a log");
-    assert!(log.contains("Missing required plugin: vas_plugin"), "{log}");
+    // CRIU looks for plugins that are needed only where it has a plugin directory.
+    let says = [
+        "Missing required plugin: vas_plugin",
+        "Magic doesn't match for pstree.img",
+    ];
+    assert!(says.iter().any(|s| log.contains(s)), "{log}");
     assert_eq!(workloads(), Vec::<i32>::new());
     // With it, plain CRIU is enough.
     good(criu("restore", &images).args(["-d", "--libdir", "/usr/lib/vascriu"]));

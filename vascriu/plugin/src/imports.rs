@@ -1,22 +1,17 @@
-//! CRIU's tasks must not outlive it with empty memory.
+//! CRIU's import table: what it calls in the C library can go through us.
 //!
-//! Between the moment CRIU opens the last gate for the restored tasks and our
-//! hook they are traced, and the kernel lets a dead tracer's tasks run on. So,
-//! for the time of a restore, every task that CRIU traces is traced with
-//! `PTRACE_O_EXITKILL`: CRIU killed, the kernel kills them with it. CRIU has no
-//! option for that, but it calls `ptrace` through its import table, where we put
-//! ourselves in between.
+//! Used for two things that plugins have no hook for, see [`crate::guard`].
 
-use std::ffi::{CStr, c_char, c_int, c_long, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
-/// CRIU cannot be made to trace with EXITKILL.
+/// CRIU's calls cannot be diverted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It does not import `ptrace`.
+    /// It does not import the function.
     #[error(
-        "this CRIU does not call ptrace through its import table: a killed restore would leave tasks without memory"
+        "this CRIU does not call `{0}` through its import table: the plugin cannot keep it from restoring tasks without memory"
     )]
-    NoSlot,
+    NoSlot(String),
     /// Its import table stays read-only.
     #[error("cannot make CRIU's import table writable")]
     Protect(#[source] std::io::Error),
@@ -30,25 +25,6 @@ const DT_SYMTAB: u64 = 6;
 const DT_RELA: u64 = 7;
 const DT_RELASZ: u64 = 8;
 const DT_JMPREL: u64 = 23;
-
-/// The replacement; C's `ptrace` is variadic, which on x86-64 takes pointers and
-/// integers in the same registers as these.
-unsafe extern "C" fn ptrace_exitkill(
-    request: c_int,
-    pid: libc::pid_t,
-    addr: *mut c_void,
-    data: *mut c_void,
-) -> c_long {
-    let with_options = [libc::PTRACE_SEIZE, libc::PTRACE_SETOPTIONS];
-    let options = libc::PTRACE_O_EXITKILL as usize;
-    let data = if with_options.iter().any(|&r| r.cast_signed() == request) {
-        data.map_addr(|d| d | options)
-    } else {
-        data
-    };
-    // SAFETY: what CRIU asked for, with one option more.
-    unsafe { libc::ptrace(request.cast_unsigned(), pid, addr, data) }
-}
 
 /// Where the main program keeps the address of its import `name`.
 #[derive(Debug)]
@@ -125,17 +101,18 @@ fn import_slots(name: &CStr) -> Vec<*mut *const c_void> {
     find.slots
 }
 
-/// From now on this program traces with EXITKILL.
+/// From now on this program calls `target` where it called the import `name`.
+///
+/// # Safety
+/// `target` must be a function that can stand in for `name`.
 ///
 /// # Errors
 /// See [`Error`]; nothing was changed.
-pub fn install() -> Result<(), Error> {
-    let slots = import_slots(c"ptrace");
+pub unsafe fn divert(name: &CStr, target: *const c_void) -> Result<(), Error> {
+    let slots = import_slots(name);
     if slots.is_empty() {
-        return Err(Error::NoSlot);
+        return Err(Error::NoSlot(name.to_string_lossy().into_owned()));
     }
-    let target: unsafe extern "C" fn(c_int, libc::pid_t, *mut c_void, *mut c_void) -> c_long =
-        ptrace_exitkill;
     for slot in slots {
         let page = slot.map_addr(|a| a & !0xfff);
         // SAFETY: the slot's page belongs to the program's import table, which
@@ -145,9 +122,9 @@ pub fn install() -> Result<(), Error> {
         if ret != 0 {
             return Err(Error::Protect(std::io::Error::last_os_error()));
         }
-        // SAFETY: an aligned, writable slot that holds the address of a function
-        // with the calling convention of ours. CRIU has one thread.
-        unsafe { slot.write(target as *const c_void) };
+        // SAFETY: an aligned, writable slot that holds the address of a function;
+        // by contract `target` can stand in for it. CRIU has one thread.
+        unsafe { slot.write(target) };
     }
     Ok(())
 }
