@@ -15,6 +15,7 @@ use nix::mount::MsFlags;
 
 use super::Share;
 use super::channels::PORT_PREFIX;
+use super::hold_kvm::hold_kvm;
 
 /// Folders that the simulated host does not share with this one.
 pub(super) const OWN_FOLDERS: [&str; 6] = ["/dev", "/proc", "/run", "/sys", "/tmp", "/var/tmp"];
@@ -95,6 +96,9 @@ pub(crate) fn run(args: &InitArgs) -> Result<u8> {
         ("/proc/sys/vm/max_map_count", "1048576"),
     ] {
         init::set(path, value);
+    }
+    if let Err(error) = hold_kvm() {
+        init::log(format!("KVM: {error}"));
     }
     init::prepare("mvas-sim");
     let mut serve = Command::new("/proc/self/exe");

@@ -5,6 +5,7 @@
 //! channels ([`channels`]) that speak the agent's protocol.
 
 pub(crate) mod channels;
+mod hold_kvm;
 pub(crate) mod init;
 mod qemu;
 

@@ -4,7 +4,6 @@ pub(crate) mod cpuid;
 mod exit;
 mod regs;
 mod threads;
-mod tsc;
 
 use std::io;
 use std::sync::Arc;
@@ -147,7 +146,6 @@ impl Vcpu {
         fd.set_cpuid2(&cpuid).map_err(cannot("set its CPUID"))?;
         regs::set_msrs(&fd, index)?;
         regs::set_lapic(&fd).map_err(cannot("set its local APIC"))?;
-        tsc::share_with_host(&fd).map_err(cannot("set its TSC"))?;
         if index == 0 {
             regs::enter_long_mode(&fd, entry).map_err(cannot("set its registers"))?;
         }
