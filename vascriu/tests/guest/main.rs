@@ -7,6 +7,7 @@
 mod bad_input;
 mod container;
 mod crash;
+mod failures;
 mod harness;
 mod snapshots;
 mod workload;
@@ -24,6 +25,7 @@ fn main() {
         snapshots::TESTS,
         container::TESTS,
         bad_input::TESTS,
+        failures::TESTS,
         crash::TESTS,
     ]
     .concat();
