@@ -1,6 +1,8 @@
 //! Runs a microVM from its configuration to its end.
 
 #[cfg(test)]
+mod guests;
+#[cfg(test)]
 mod tests;
 
 use std::fs::File;
