@@ -1,51 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Every kind of anonymous memory comes back right: huge, swapped, pinned,
- * locked, moved, protected, merged, shared within a tree.
+ * locked, protected, merged, watched.
  */
-#include <sys/swap.h>
 #include <linux/userfaultfd.h>
 
-#include "vas_test.h"
 #include "gup_test.h"
-
-#define RW	(PROT_READ | PROT_WRITE)
-
-FIXTURE(vas)
-{
-	int session;
-	int fd;
-	struct target t;	/* what is captured */
-	struct target u;	/* what is attached to */
-};
-
-FIXTURE_SETUP(vas)
-{
-	self->session = vas_session();
-	ASSERT_GE(self->session, 0);
-	self->fd = vas_create(self->session, "kinds", 0600, NULL);
-	ASSERT_GE(self->fd, 0);
-	self->t = target_new();
-	self->u = target_new();
-}
-
-FIXTURE_TEARDOWN(vas)
-{
-	target_kill(&self->t);
-	target_kill(&self->u);
-}
-
-static bool kernel_has(const char *path)
-{
-	return access(path, F_OK) == 0;
-}
+#include "vas_pair.h"
 
 /* --- Huge pages --- */
-
-static long t_map_huge(ulong addr, ulong len, ulong prot)
-{
-	return t_map(addr, len, prot) ?: t_madvise(addr, len, MADV_HUGEPAGE);
-}
 
 /* Both with 8 MiB at BASE, the first full of huge pages. */
 static bool huge_pair(struct target *t, struct target *u)
@@ -89,6 +52,28 @@ TEST_F(vas, rollback_brings_huge_pages_back)
 	EXPECT_EQ(0, tcall(&self->t, t_check, BASE, 8 * MiB, 1));
 }
 
+/* Folios of 64 KiB: their pages are copied in batches, and cut by a shift. */
+TEST_F(vas, large_folios_are_shared_page_by_page)
+{
+	const char *enabled = "/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled";
+	ulong to = BASE + GiB + 3 * PAGE;
+
+	if (!kernel_has(enabled))
+		SKIP(return, "no large folios");
+	ASSERT_EQ(0, write_file(enabled, "always"));
+	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, MiB, RW));
+	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, MiB, 1));
+	write_file(enabled, "never");
+	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
+	ASSERT_EQ(0, tcall(&self->u, t_map, BASE, MiB, RW));
+	ASSERT_EQ(0, tcall(&self->u, t_map, to, MiB, RW));
+	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, BASE, MiB, BASE, NULL));
+	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, BASE, MiB, to, NULL));
+	EXPECT_EQ(0, tcall(&self->t, t_fill, BASE, MiB, 2));
+	EXPECT_EQ(0, tcall(&self->u, t_check, BASE, MiB, 1));
+	EXPECT_EQ(0, tcall(&self->u, t_check_moved, to, MiB, BASE));
+}
+
 TEST_F(vas, part_of_huge_pages_attaches)
 {
 	ulong from = BASE + MiB, len = 3 * MiB + 5 * PAGE;
@@ -103,116 +88,7 @@ TEST_F(vas, part_of_huge_pages_attaches)
 	EXPECT_EQ(0, tcall(&self->t, t_check, BASE, 8 * MiB, 1));
 }
 
-/* --- Another address --- */
-
-FIXTURE(moved)
-{
-	int session, fd;
-	struct target t, u;
-};
-
-FIXTURE_VARIANT(moved)
-{
-	ulong delta;
-	bool huge;
-};
-
-FIXTURE_VARIANT_ADD(moved, by_1_GiB) { .delta = GiB };
-FIXTURE_VARIANT_ADD(moved, by_a_few_pages) { .delta = GiB + 3 * PAGE };
-FIXTURE_VARIANT_ADD(moved, downwards) { .delta = -GiB };
-FIXTURE_VARIANT_ADD(moved, huge_by_1_GiB) { .delta = GiB, .huge = true };
-FIXTURE_VARIANT_ADD(moved, huge_by_a_few_pages) {
-	.delta = GiB + 3 * PAGE, .huge = true,
-};
-
-FIXTURE_SETUP(moved)
-{
-	self->session = vas_session();
-	self->fd = vas_create(self->session, "moved", 0600, NULL);
-	ASSERT_GE(self->fd, 0);
-	self->t = target_new();
-	self->u = target_new();
-}
-
-FIXTURE_TEARDOWN(moved)
-{
-	target_kill(&self->t);
-	target_kill(&self->u);
-}
-
-TEST_F(moved, memory_attaches_at_another_address)
-{
-	target_fn map = variant->huge ? t_map_huge : t_map;
-	ulong dst = BASE + variant->delta, len = 6 * MiB + 7 * PAGE;
-
-	ASSERT_EQ(0, tcall(&self->t, map, BASE, len, RW));
-	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, len, 1));
-	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
-	ASSERT_EQ(0, tcall(&self->u, map, dst, len, RW));
-	ASSERT_EQ(0, tcall(&self->u, t_fill, dst + MiB, 2 * MiB, 2));
-	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, BASE, len, dst, NULL));
-	EXPECT_EQ(0, tcall(&self->u, t_check_moved, dst, len, BASE));
-	EXPECT_EQ(len / KiB, smaps_value(self->u.pid, dst, "Rss"));
-	if (variant->huge && !(variant->delta % HUGE)) {
-		EXPECT_EQ(6 * 1024, smaps_value(self->u.pid, dst, "AnonHugePages"));
-	}
-	/* rmap knows the new place: swap it out and in again. */
-	target_kill(&self->t);
-	close(self->fd);
-	close(self->session);
-	self->t = target_new();
-	EXPECT_EQ(0, tcall(&self->u, t_madvise, dst, len, MADV_PAGEOUT));
-	EXPECT_EQ(0, tcall(&self->u, t_check_moved, dst, len, BASE));
-	EXPECT_EQ(0, tcall(&self->u, t_fill, dst, len, 3));
-	EXPECT_EQ(0, tcall(&self->u, t_munmap, dst, len, 0));
-}
-
-static long t_mremap(ulong addr, ulong len, ulong to)
-{
-	return mremap((void *)addr, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
-		      to) == MAP_FAILED ? -errno : 0;
-}
-
-TEST_F(vas, memory_moved_by_mremap_is_captured_where_it_is)
-{
-	ulong to = BASE + 3 * GiB + 5 * PAGE;
-
-	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, MiB, RW));
-	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, MiB, 1));
-	ASSERT_EQ(0, tcall(&self->t, t_mremap, BASE, MiB, to));
-	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
-	EXPECT_EQ(0, vas_range_at(self->fd, BASE).end);
-	ASSERT_EQ(0, tcall(&self->u, t_map, to, MiB, RW));
-	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, to, MiB, to, NULL));
-	EXPECT_EQ(0, tcall(&self->u, t_check_moved, to, MiB, BASE));
-	/* And again from there: captured, moved back, attached. */
-	ASSERT_EQ(0, tcall(&self->u, t_mremap, to, MiB, BASE));
-	EXPECT_EQ(0, tcall(&self->u, t_check, BASE, MiB, 1));
-}
-
 /* --- Swap --- */
-
-static int swap_on(void)
-{
-	static char page[PAGE];
-	int fd;
-
-	if (write_file("/sys/block/zram0/disksize", "512M"))
-		return -1;
-	fd = open("/dev/zram0", O_RDWR | O_CLOEXEC);
-	*(uint32_t *)(page + 1024) = 1;				/* version */
-	*(uint32_t *)(page + 1028) = 512 * MiB / PAGE - 1;	/* last page */
-	memcpy(page + PAGE - 10, "SWAPSPACE2", 10);
-	if (fd < 0 || write(fd, page, PAGE) != PAGE || close(fd))
-		return -1;
-	return swapon("/dev/zram0", 0);
-}
-
-static void swap_off(void)
-{
-	swapoff("/dev/zram0");
-	write_file("/sys/block/zram0/reset", "1");
-}
 
 TEST_F(vas, swapped_pages_are_shared_in_swap)
 {
@@ -564,22 +440,7 @@ TEST_F(vas, merged_pages_come_back_here_and_elsewhere)
 
 /* --- Soft-dirty, and other things of page tables --- */
 
-static uint64_t pagemap(pid_t pid, ulong addr)
-{
-	uint64_t entry = 0;
-	char path[64];
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (pread(fd, &entry, 8, addr / PAGE * 8) != 8)
-		entry = 0;
-	close(fd);
-	return entry;
-}
-
 #define SOFT_DIRTY	(1ULL << 55)
-#define PFN(entry)	((entry) & ((1ULL << 55) - 1))
 
 static int clear_refs(pid_t pid)
 {
@@ -612,109 +473,6 @@ TEST_F(vas, soft_dirty_is_kept_in_the_source_and_set_in_the_target)
 	EXPECT_EQ(0, pagemap(self->u.pid, BASE) & SOFT_DIRTY);
 	ASSERT_EQ(0, tcall(&self->u, t_fill, BASE, PAGE, 2));
 	EXPECT_NE(0, pagemap(self->u.pid, BASE) & SOFT_DIRTY);
-}
-
-/* --- Trees --- */
-
-static struct target child;
-
-static long t_fork(ulong a, ulong b, ulong c)
-{
-	child = target_new();
-	return child.pid;
-}
-
-static long t_child_fill(ulong addr, ulong len, ulong seed)
-{
-	return tcall(&child, t_fill, addr, len, seed);
-}
-
-TEST_F(vas, parent_and_child_still_share_after_a_restore)
-{
-	int fd2 = vas_create(self->session, "child", 0600, NULL);
-	struct target v = target_new();
-	pid_t pid;
-
-	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, 2 * MiB, RW));
-	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, 2 * MiB, 1));
-	pid = tcall(&self->t, t_fork, 0, 0, 0);
-	ASSERT_LT(0, pid);
-	ASSERT_EQ(0, tcall(&self->t, t_child_fill, BASE, MiB, 2));
-
-	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
-	ASSERT_EQ(0, vas_capture(fd2, pid, 0, NULL));
-	target_kill(&self->t);	/* the child goes with it */
-
-	ASSERT_EQ(0, tcall(&self->u, t_map, BASE, 2 * MiB, RW));
-	ASSERT_EQ(0, tcall(&v, t_map, BASE, 2 * MiB, RW));
-	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, BASE, 2 * MiB, BASE, NULL));
-	ASSERT_EQ(0, vas_attach(fd2, v.pid, BASE, 2 * MiB, BASE, NULL));
-	EXPECT_EQ(0, tcall(&self->u, t_check, BASE, 2 * MiB, 1));
-	EXPECT_EQ(0, tcall(&v, t_check, BASE, MiB, 2));
-	EXPECT_EQ(0, tcall(&v, t_check, BASE + MiB, MiB, 1));
-	EXPECT_NE(PFN(pagemap(self->u.pid, BASE)), PFN(pagemap(v.pid, BASE)));
-	EXPECT_EQ(PFN(pagemap(self->u.pid, BASE + MiB)), PFN(pagemap(v.pid, BASE + MiB)));
-
-	EXPECT_EQ(0, tcall(&self->u, t_fill, BASE, 2 * MiB, 3));
-	EXPECT_EQ(0, tcall(&v, t_check, BASE + MiB, MiB, 1));
-	target_kill(&v);
-	self->t = target_new();
-}
-
-TEST_F(vas, a_restored_task_forks_and_is_captured_again_for_generations)
-{
-	int fd = self->fd;
-	char name[32];
-
-	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, MiB, RW));
-	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, MiB, 1));
-	for (int i = 0; i < 30; i++) {
-		struct target u;
-
-		ASSERT_EQ(0, vas_capture(fd, self->t.pid, 0, NULL));
-		target_kill(&self->t);
-		u = target_new();
-		ASSERT_EQ(0, tcall(&u, t_map, BASE, MiB, RW));
-		ASSERT_EQ(0, vas_attach(fd, u.pid, BASE, MiB, BASE, NULL));
-		if (i % 2)		/* also with the older VAS gone */
-			ASSERT_EQ(0, vas_delete(fd, 0));
-		close(fd);
-		ASSERT_LT(0, tcall(&u, t_fork, 0, 0, 0));
-		ASSERT_EQ(0, tcall(&u, t_child_fill, BASE, MiB, 2));
-		ASSERT_EQ(0, tcall(&u, t_check, BASE, MiB, 1));
-		ASSERT_EQ(0, tcall(&u, t_fill, BASE + (i % 256) * PAGE, PAGE, 1));
-		self->t = u;
-		snprintf(name, sizeof(name), "generation-%d", i);
-		fd = vas_create(self->session, name, 0600, NULL);
-		ASSERT_GE(fd, 0);
-	}
-}
-
-TEST_F(vas, a_task_captures_itself_and_rolls_itself_back)
-{
-	ASSERT_EQ(0, t_map(BASE, 4 * MiB, RW));
-	ASSERT_EQ(0, t_fill(BASE, 4 * MiB, 1));
-	ASSERT_EQ(0, vas_capture(self->fd, getpid(), 0, NULL));
-	ASSERT_EQ(0, t_fill(BASE, 4 * MiB, 2));
-	ASSERT_EQ(0, vas_attach(self->fd, getpid(), BASE, 4 * MiB, BASE, NULL));
-	EXPECT_EQ(0, t_check(BASE, 4 * MiB, 1));
-}
-
-TEST_F(vas, memory_outlives_the_vas_that_it_shares)
-{
-	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, 4 * MiB, RW));
-	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, 4 * MiB, 1));
-	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
-	ASSERT_EQ(0, tcall(&self->u, t_map, BASE, 4 * MiB, RW));
-	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, BASE, 4 * MiB, BASE, NULL));
-	ASSERT_EQ(0, vas_delete(self->fd, 0));
-	close(self->fd);
-	EXPECT_EQ(0, tcall(&self->t, t_check, BASE, 4 * MiB, 1));
-	EXPECT_EQ(0, tcall(&self->t, t_fill, BASE, 4 * MiB, 2));
-	EXPECT_EQ(0, tcall(&self->u, t_check, BASE, 4 * MiB, 1));
-	target_kill(&self->t);
-	EXPECT_EQ(0, tcall(&self->u, t_fill, BASE, 4 * MiB, 3));
-	self->t = target_new();
 }
 
 TEST_HARNESS_MAIN

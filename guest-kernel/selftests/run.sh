@@ -16,10 +16,26 @@ result() {
 }
 
 dmesg -C 2>/dev/null
+
+# Linux's own also test swap and huge pages, if there are any.
+zram=/sys/block/zram0
+extras() {
+	if [ "$1" = on ]; then
+		echo 16 > /proc/sys/vm/nr_hugepages
+		echo 1 > $zram/reset && echo 256M > $zram/disksize &&
+			mkswap /dev/zram0 && swapon /dev/zram0
+	else
+		echo 0 > /proc/sys/vm/nr_hugepages
+		swapoff /dev/zram0 && echo 1 > $zram/reset
+	fi > /dev/null 2>&1
+}
+
 for t in "$@"; do
 	echo "# $t"
+	case $t in cow | pagemap_ioctl) extras on ;; esac
 	./"$t" > /tmp/selftest.out 2>&1
 	rc=$?
+	case $t in cow | pagemap_ioctl) extras off ;; esac
 	sed 's/^/    /' /tmp/selftest.out
 	case $rc in
 	0) result ok "$t" ;;

@@ -258,6 +258,8 @@ TEST_F(stress, migration_reclaim_and_merging_at_the_same_time)
 {
 	pthread_t thread;
 
+	swap_off();
+	swap_on();
 	write_file("/sys/kernel/mm/ksm/sleep_millisecs", "0");
 	write_file("/sys/kernel/mm/ksm/run", "1");
 	stop_disturbing = false;
@@ -286,6 +288,7 @@ TEST_F(stress, migration_reclaim_and_merging_at_the_same_time)
 	EXPECT_EQ(0, tcall(&self->t, t_check, BASE, LEN, 1));
 	write_file("/sys/kernel/mm/ksm/run", "2");
 	write_file("/sys/kernel/mm/ksm/run", "0");
+	swap_off();
 	EXPECT_EQ(0, tcall(&self->t, t_check, BASE, LEN, 1));
 }
 

@@ -26,6 +26,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/swap.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -377,6 +378,34 @@ static inline long smaps_value(pid_t pid, ulong addr, const char *key)
 	}
 	fclose(f);
 	return value;
+}
+
+static inline bool kernel_has(const char *path)
+{
+	return access(path, F_OK) == 0;
+}
+
+/* Swap on zram; nothing else uses that. */
+static inline int swap_on(void)
+{
+	static char page[PAGE];
+	int fd;
+
+	if (write_file("/sys/block/zram0/disksize", "512M"))
+		return -1;
+	fd = open("/dev/zram0", O_RDWR | O_CLOEXEC);
+	*(uint32_t *)(page + 1024) = 1;				/* version */
+	*(uint32_t *)(page + 1028) = 512 * MiB / PAGE - 1;	/* last page */
+	memcpy(page + PAGE - 10, "SWAPSPACE2", 10);
+	if (fd < 0 || write(fd, page, PAGE) != PAGE || close(fd))
+		return -1;
+	return swapon("/dev/zram0", 0);
+}
+
+static inline void swap_off(void)
+{
+	swapoff("/dev/zram0");
+	write_file("/sys/block/zram0/reset", "1");
 }
 
 /* A file's text without its newline; "" if it cannot be read. */

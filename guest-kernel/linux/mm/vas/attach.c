@@ -143,11 +143,14 @@ static int stage_protect(struct vm_area_struct *piece,
 static int stage_unfix(struct attach *a, struct vm_area_struct *piece)
 {
 	unsigned long addr, flags = VM_MERGEABLE;
-	int err;
+	struct vas_pages count = {};
+	int err = 0;
 
 	/* The rmap of a KSM page knows its address: as in mremap, unshare. */
-	err = ksm_madvise(piece, piece->vm_start, piece->vm_end,
-			  MADV_UNMERGEABLE, &flags);
+	vas_count_range(a->stage, piece->vm_start, piece->vm_end, true, &count);
+	if (count.ksm)
+		err = ksm_madvise(piece, piece->vm_start, piece->vm_end,
+				  MADV_UNMERGEABLE, &flags);
 	if (err || IS_ALIGNED(a->delta, HPAGE_PMD_SIZE))
 		return err;
 	for (addr = piece->vm_start;

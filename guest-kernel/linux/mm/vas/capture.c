@@ -17,8 +17,10 @@
 #include "../internal.h"
 #include "internal.h"
 
-/* What the VAS keeps of a VMA's flags: how it may be accessed, and that it is
- * charged as committed memory, as a fork's VMA would be. */
+/*
+ * What the VAS keeps of a VMA's flags: how it may be accessed, and that it is
+ * charged as committed memory, as a fork's VMA would be.
+ */
 #define VAS_VMA_FLAGS	(VM_READ | VM_WRITE | VM_EXEC | VM_MAYREAD | \
 			 VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT | VM_NORESERVE)
 
@@ -101,6 +103,7 @@ int vas_capture(struct vas *vas, struct mm_struct *mm, struct vas_capture *arg)
 	arg->huge_pages = count.huge;
 	arg->swap_pages = vas_mm_counter(new, MM_SWAPENTS);
 	arg->copied_pages = count.exclusive;
+	/* @vmas and @bytes before @mm; pairs with vas_mm(). */
 	smp_store_release(&vas->mm, new);
 	mutex_unlock(&vas->lock);
 	return 0;

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * /dev/vas: sessions, VAS files, and hiding captured memory from PAGEMAP_SCAN.
+ * /dev/vas: sessions and VAS files.
  */
 #include <linux/anon_inodes.h>
 #include <linux/capability.h>
 #include <linux/compat.h>
 #include <linux/file.h>
-#include <linux/hashtable.h>
 #include <linux/init.h>
 #include <linux/miscdevice.h>
-#include <linux/mman.h>
 #include <linux/mmap_lock.h>
 #include <linux/pid.h>
 #include <linux/ptrace.h>
-#include <linux/rmap.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
@@ -26,86 +23,6 @@ struct vas_file {
 	struct vas_session *session;
 	u32 access;
 };
-
-/*
- * @vas holds the memory of @mm that @process does not want to see in
- * PAGEMAP_SCAN.  Until its session closes; then @vas is unpinned.
- */
-struct vas_hide {
-	struct hlist_node hash;
-	struct list_head session_node;
-	struct pid *process;
-	struct mm_struct *mm;		/* mmgrab()ed: a key, never entered */
-	struct vas *vas;
-};
-
-static DECLARE_RWSEM(vas_hide_sem);
-static DEFINE_HASHTABLE(vas_hides, 8);
-static atomic_t vas_hide_count;
-
-bool vas_hidden(struct vm_area_struct *vma)
-{
-	struct vas_hide *hide;
-	bool hidden = false;
-
-	if (!atomic_read(&vas_hide_count))
-		return false;
-	down_read(&vas_hide_sem);
-	hash_for_each_possible(vas_hides, hide, hash, (unsigned long)vma->vm_mm) {
-		struct vm_area_struct *copy;
-
-		if (hide->mm != vma->vm_mm || hide->process != task_tgid(current))
-			continue;
-		/* The VMA that was captured, and not one that took its place. */
-		copy = mtree_load(&vas_mm(hide->vas)->mm_mt, vma->vm_start);
-		hidden = copy && copy->vm_start == vma->vm_start &&
-			 copy->vm_end == vma->vm_end && vma->anon_vma &&
-			 copy->vm_pgoff == vma->vm_pgoff &&
-			 copy->anon_vma->root == vma->anon_vma->root;
-		if (hidden)
-			break;
-	}
-	up_read(&vas_hide_sem);
-	return hidden;
-}
-
-static void vas_hide_free(struct vas_hide *hide)
-{
-	put_pid(hide->process);
-	mmdrop(hide->mm);
-	vas_put(hide->vas);
-	kfree(hide);
-}
-
-static struct vas_hide *vas_hide_alloc(struct vas *vas, struct mm_struct *mm)
-{
-	struct vas_hide *hide = kzalloc(sizeof(*hide), GFP_KERNEL_ACCOUNT);
-
-	if (!hide)
-		return NULL;
-	hide->process = get_pid(task_tgid(current));
-	mmgrab(mm);
-	hide->mm = mm;
-	vas_get(vas);
-	hide->vas = vas;
-	return hide;
-}
-
-/* False if the session has closed meanwhile. */
-static bool vas_hide_add(struct vas_session *session, struct vas_hide *hide)
-{
-	bool added;
-
-	down_write(&vas_hide_sem);
-	added = !session->closed;
-	if (added) {
-		hash_add(vas_hides, &hide->hash, (unsigned long)hide->mm);
-		list_add(&hide->session_node, &session->hides);
-		atomic_inc(&vas_hide_count);
-	}
-	up_write(&vas_hide_sem);
-	return added;
-}
 
 static void vas_session_free(struct kref *kref)
 {
@@ -232,47 +149,6 @@ static long vas_ioctl_stat(struct vas_file *vf, void __user *uarg)
 	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
 }
 
-static u32 vma_prot(struct vm_area_struct *vma)
-{
-	return (vma->vm_flags & VM_READ ? PROT_READ : 0) |
-	       (vma->vm_flags & VM_WRITE ? PROT_WRITE : 0) |
-	       (vma->vm_flags & VM_EXEC ? PROT_EXEC : 0);
-}
-
-/*
- * Fills @ranges from *@start on, and sets that to where to go on (0: no more).
- * Not into user memory: a fault would take another mmap_lock inside the VAS's.
- */
-static int vas_fill_ranges(struct mm_struct *mm, u64 *start,
-			   struct vas_range *ranges, u32 max)
-{
-	VMA_ITERATOR(vmi, mm, *start);
-	struct vm_area_struct *vma;
-	u32 n = 0;
-
-	if (mmap_read_lock_killable(mm))
-		return -EINTR;
-	*start = 0;
-	for_each_vma(vmi, vma) {
-		struct vas_pages count = {};
-
-		if (n == max) {
-			*start = vma->vm_start;
-			break;
-		}
-		vas_count_range(mm, vma->vm_start, vma->vm_end, true, &count);
-		ranges[n++] = (struct vas_range) {
-			.start = vma->vm_start,
-			.end = vma->vm_end,
-			.pages = count.present,
-			.prot = vma_prot(vma),
-			.flags = count.huge ? VAS_RANGE_HUGE : 0,
-		};
-	}
-	mmap_read_unlock(mm);
-	return n;
-}
-
 #define VAS_RANGES_BATCH	(PAGE_SIZE / sizeof(struct vas_range))
 
 static long vas_ioctl_ranges(struct vas_file *vf, void __user *uarg)
@@ -293,22 +169,26 @@ static long vas_ioctl_ranges(struct vas_file *vf, void __user *uarg)
 	if (!ranges)
 		return -ENOMEM;
 
-	if (!mm || arg.start >= TASK_SIZE_MAX)
+	if (!mm || arg.start >= TASK_SIZE_MAX) {
+		arg.count = 0;
 		arg.start = 0;
-	else do {
+	}
+	while (filled < arg.count) {
 		int n = vas_fill_ranges(mm, &arg.start, ranges,
 					min_t(u32, arg.count - filled,
 					      VAS_RANGES_BATCH));
 
-		if (n < 0)
-			err = n;
-		else if (copy_to_user(u64_to_user_ptr(arg.ranges) +
-					filled * sizeof(*ranges),
-				      ranges, n * sizeof(*ranges)))
+		err = n < 0 ? n : 0;
+		if (!err && copy_to_user(u64_to_user_ptr(arg.ranges) +
+						filled * sizeof(*ranges),
+					 ranges, n * sizeof(*ranges)))
 			err = -EFAULT;
-		else
-			filled += n;
-	} while (!err && arg.start && filled < arg.count);
+		if (err)
+			break;
+		filled += n;
+		if (!arg.start)
+			break;
+	}
 	kfree(ranges);
 
 	arg.count = filled;
@@ -560,19 +440,9 @@ static int vas_session_open(struct inode *inode, struct file *file)
 static int vas_session_release(struct inode *inode, struct file *file)
 {
 	struct vas_session *session = file->private_data;
-	struct vas_hide *hide, *next_hide;
 	struct vas *vas;
 
-	down_write(&vas_hide_sem);
-	session->closed = true;
-	list_for_each_entry(hide, &session->hides, session_node) {
-		hash_del(&hide->hash);
-		atomic_dec(&vas_hide_count);
-	}
-	up_write(&vas_hide_sem);
-	list_for_each_entry_safe(hide, next_hide, &session->hides, session_node)
-		vas_hide_free(hide);
-
+	vas_hide_close(session);
 	for (;;) {
 		mutex_lock(&vas_mutex);
 		vas = list_first_entry_or_null(&session->vases, struct vas,

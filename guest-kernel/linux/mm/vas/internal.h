@@ -85,11 +85,12 @@ struct vas_pages {
 	u64 present;
 	u64 huge;
 	u64 exclusive;
+	u64 ksm;
 };
 
 static inline struct mm_struct *vas_mm(struct vas *vas)
 {
-	return smp_load_acquire(&vas->mm);
+	return smp_load_acquire(&vas->mm);	/* pairs with vas_capture() */
 }
 
 /* Exact, unlike get_mm_counter(). */
@@ -122,6 +123,17 @@ int vas_share_pages(struct vm_area_struct *dst, struct vm_area_struct *src,
 		    unsigned long start, unsigned long end);
 void vas_count_range(struct mm_struct *mm, unsigned long start,
 		     unsigned long end, bool ptes, struct vas_pages *count);
+
+int vas_fill_ranges(struct mm_struct *mm, u64 *start,
+		    struct vas_range *ranges, u32 max);
+
+/* hide.c */
+struct vas_hide;
+
+struct vas_hide *vas_hide_alloc(struct vas *vas, struct mm_struct *mm);
+bool vas_hide_add(struct vas_session *session, struct vas_hide *hide);
+void vas_hide_free(struct vas_hide *hide);
+void vas_hide_close(struct vas_session *session);
 
 /* sysfs.c */
 int vas_sysfs_add(struct vas *vas);

@@ -3,6 +3,8 @@
  * The VAS object: identity, rights, lifetime, and its address space.
  */
 #include <linux/ctype.h>
+#include <linux/mman.h>
+#include <linux/mmap_lock.h>
 #include <linux/pagewalk.h>
 #include <linux/pgtable.h>
 #include <linux/rmap.h>
@@ -281,6 +283,7 @@ static int vas_count_pmd(pmd_t *pmd, unsigned long addr, unsigned long end,
 			continue;
 		count->present++;
 		count->exclusive += PageAnon(page) && PageAnonExclusive(page);
+		count->ksm += PageKsm(page);
 	}
 	pte_unmap_unlock(start_pte, ptl);
 	cond_resched();
@@ -301,4 +304,45 @@ void vas_count_range(struct mm_struct *mm, unsigned long start,
 	struct vas_counter counter = { .count = count, .ptes = ptes };
 
 	walk_page_range(mm, start, end, &ops, &counter);
+}
+
+static u32 vma_prot(struct vm_area_struct *vma)
+{
+	return (vma->vm_flags & VM_READ ? PROT_READ : 0) |
+	       (vma->vm_flags & VM_WRITE ? PROT_WRITE : 0) |
+	       (vma->vm_flags & VM_EXEC ? PROT_EXEC : 0);
+}
+
+/*
+ * Fills @ranges from *@start on, and sets that to where to go on (0: no more).
+ * Not into user memory: a fault would take another mmap_lock inside the VAS's.
+ */
+int vas_fill_ranges(struct mm_struct *mm, u64 *start,
+			   struct vas_range *ranges, u32 max)
+{
+	VMA_ITERATOR(vmi, mm, *start);
+	struct vm_area_struct *vma;
+	u32 n = 0;
+
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
+	*start = 0;
+	for_each_vma(vmi, vma) {
+		struct vas_pages count = {};
+
+		if (n == max) {
+			*start = vma->vm_start;
+			break;
+		}
+		vas_count_range(mm, vma->vm_start, vma->vm_end, true, &count);
+		ranges[n++] = (struct vas_range) {
+			.start = vma->vm_start,
+			.end = vma->vm_end,
+			.pages = count.present,
+			.prot = vma_prot(vma),
+			.flags = count.huge ? VAS_RANGE_HUGE : 0,
+		};
+	}
+	mmap_read_unlock(mm);
+	return n;
 }

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The usual fixture: an empty VAS, and two targets. */
+#ifndef VAS_PAIR_H
+#define VAS_PAIR_H
+
+#include "vas_test.h"
+
+#define RW	(PROT_READ | PROT_WRITE)
+
+FIXTURE(vas)
+{
+	int session;
+	int fd;
+	struct target t;	/* what is captured */
+	struct target u;	/* what is attached to */
+};
+
+FIXTURE_SETUP(vas)
+{
+	self->session = vas_session();
+	ASSERT_GE(self->session, 0);
+	self->fd = vas_create(self->session, "pair", 0600, NULL);
+	ASSERT_GE(self->fd, 0);
+	self->t = target_new();
+	self->u = target_new();
+}
+
+FIXTURE_TEARDOWN(vas)
+{
+	target_kill(&self->t);
+	target_kill(&self->u);
+}
+
+static inline long t_map_huge(ulong addr, ulong len, ulong prot)
+{
+	return t_map(addr, len, prot) ?: t_madvise(addr, len, MADV_HUGEPAGE);
+}
+
+static inline uint64_t pagemap(pid_t pid, ulong addr)
+{
+	uint64_t entry = 0;
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (pread(fd, &entry, 8, addr / PAGE * 8) != 8)
+		entry = 0;
+	close(fd);
+	return entry;
+}
+
+#endif /* VAS_PAIR_H */
