@@ -118,13 +118,13 @@ impl Dump {
         drop(Session::open()?);
         let store = Store::open()?;
         store.recover()?;
-        let seconds = SystemTime::now()
+        let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let name = self
             .name
             .clone()
-            .unwrap_or_else(|| Name::for_task(&comm, self.pid, seconds.as_secs()));
+            .unwrap_or_else(|| Name::for_task(&comm, self.pid, now.as_millis()));
         let _lock = store.lock(&name, Hold::Alone)?;
         if store.has(&name) {
             return Err(store::Error::Exists(name).into());

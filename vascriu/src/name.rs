@@ -23,12 +23,12 @@ pub struct Name(String);
 impl Name {
     /// `COMM-PID-TIME`, of what there is of the three.
     #[must_use]
-    pub fn for_task(comm: &str, pid: i32, seconds: u64) -> Self {
+    pub fn for_task(comm: &str, pid: i32, time: u128) -> Self {
         let letters = |c: &char| c.is_ascii_alphanumeric() || "._@+-".contains(*c);
         let comm: String = comm.chars().filter(letters).take(16).collect();
         let comm = comm.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
         let comm = if comm.is_empty() { "task" } else { comm };
-        Self(format!("{comm}-{pid}-{seconds}"))
+        Self(format!("{comm}-{pid}-{time}"))
     }
 
     /// As text.
@@ -78,8 +78,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_default_name_is_always_a_name(comm in ".*", pid in 1.., seconds: u64) {
-            let name = Name::for_task(&comm, pid, seconds);
+        fn a_default_name_is_always_a_name(comm in ".*", pid in 1.., time: u64) {
+            let name = Name::for_task(&comm, pid, time.into());
             prop_assert_eq!(name.as_str().parse::<Name>(), Ok(name.clone()));
         }
 

@@ -112,6 +112,7 @@ impl Restore {
     /// # Errors
     /// See [`Error`].
     pub fn run(self, start: Instant) -> Result<Restored, Error> {
+        let session = Session::open()?;
         let store = Store::open()?;
         store.recover()?;
         let images = match &self.source {
@@ -124,7 +125,8 @@ impl Restore {
         };
         let manifest = Manifest::load(&images)?;
         let _lock = store.lock(&manifest.header.name.parse()?, Hold::Shared)?;
-        drop(manifest.open_all(&Session::open()?)?);
+        drop(manifest.open_all(&session)?);
+        drop(session);
         let work = Work::new(&store)?;
         self.restore(&manifest, &images, &work.0, start)
     }

@@ -7,6 +7,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
@@ -36,6 +37,15 @@ pub enum Error {
     /// The directory for a new snapshot holds something.
     #[error("{0} is not empty: give a new or an empty directory")]
     NotEmpty(PathBuf),
+    /// The store is root's.
+    #[error("no right to use {root}: run as root")]
+    NoRights {
+        /// The store's directory.
+        root: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
     /// The file system refuses.
     #[error("{call} {path} failed")]
     Io {
@@ -93,7 +103,18 @@ impl Store {
 
     fn at(root: PathBuf) -> Result<Self, Error> {
         let locks = root.join(".locks");
-        fs::create_dir_all(&locks).map_err(at("creating", &locks))?;
+        // What is in there is root's: a lock held by others would stop everything.
+        let made = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&locks);
+        made.map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => Error::NoRights {
+                root: root.clone(),
+                source,
+            },
+            _ => at("creating", &locks)(source),
+        })?;
         let root = root.canonicalize().map_err(at("opening", &root))?;
         Ok(Self { root })
     }

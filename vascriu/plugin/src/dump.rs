@@ -10,7 +10,7 @@
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -18,7 +18,7 @@ use vascriu::device::{self, Session, VasFile};
 use vascriu::manifest::{self, Header, Task, VERSION, Writer};
 use vascriu::process::{self, PidFd};
 use vascriu::report::{self, ENV_NAME};
-use vascriu::store::ROOT;
+use vascriu::store::Store;
 
 use crate::criu::{self, Criu};
 use crate::{guard, session};
@@ -100,8 +100,8 @@ impl Dump {
             Ok(name) => (name, None),
             Err(_) => {
                 let name = format!("criu-{}-{}", std::process::id(), since_epoch.as_millis());
-                let link = Path::new(ROOT).join(&name);
-                (name, Some(link))
+                let link = Store::open().ok().map(|store| store.root().join(&name));
+                (name, link)
             }
         };
         let header = Header {
@@ -163,7 +163,6 @@ impl Dump {
     fn register(&self) {
         let dir = format!("/proc/self/fd/{}", self.criu.image_dir().as_raw_fd());
         if let (Some(link), Ok(images)) = (&self.link, std::fs::read_link(dir)) {
-            let _ = std::fs::create_dir_all(ROOT);
             let _ = std::os::unix::fs::symlink(images, link);
         }
     }

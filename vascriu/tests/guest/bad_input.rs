@@ -194,8 +194,8 @@ fn no_rights(dir: &Path) {
     let pid = w.pid.to_string();
     bad(&mut as_nobody(&["dump", "-t", &pid]), &["/dev/vas", "root"]);
     w.dump("x", &[]);
-    bad(&mut as_nobody(&["restore", "x"]), &[]);
-    bad(&mut as_nobody(&["rm", "x"]), &[]);
+    bad(&mut as_nobody(&["restore", "x"]), &["/dev/vas", "root"]);
+    bad(&mut as_nobody(&["rm", "x"]), &["run as root"]);
     bad(&mut as_nobody(&["ls"]), &["/dev/vas"]);
     bad(&mut as_nobody(&["check"]), &[]);
     let (r, _) = restore("x", &w, &[]);
