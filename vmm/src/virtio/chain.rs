@@ -49,6 +49,16 @@ pub struct Chain<'m> {
 }
 
 impl<'m> Chain<'m> {
+    /// Length of all its buffers in bytes.
+    pub fn len(&self) -> usize {
+        self.readable.len() + self.writable.len()
+    }
+
+    /// Whether it has no byte at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Walks a chain, reading each descriptor once.
     ///
     /// # Errors

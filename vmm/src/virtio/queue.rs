@@ -44,16 +44,16 @@ pub enum End {
 }
 
 /// Hands the queue's chains to `handle` in order, until it is empty, `handle` says stop, or
-/// `budget` is used up.
+/// [`BUDGET`] is used up.
 ///
 /// # Errors
 /// The driver broke the ring.
 pub fn process<'m>(
     queue: &mut Queue,
     mem: &'m GuestMemory,
-    mut budget: usize,
     mut handle: impl FnMut(Result<Chain<'m>, ChainError>) -> Verdict,
 ) -> Result<Progress, RingError> {
+    let mut budget = BUDGET;
     let mut used = false;
     let end = 'batch: loop {
         queue.disable_notification(mem)?;
@@ -85,4 +85,68 @@ pub fn process<'m>(
         notify: used && queue.needs_notification(mem)?,
         end,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::device::VirtioDevice;
+    use crate::virtio::entropy::Entropy;
+    use crate::virtio::test_utils::{Driver, Piece};
+
+    /// A queue with `count` chains and the driver that put them there.
+    fn queue(count: usize) -> (Driver, Queue) {
+        let mut device = Entropy::new().unwrap();
+        let mut driver = Driver::start(&mut device);
+        device.reset();
+        for _ in 0..count {
+            driver.send(0, &[Piece::write(8)]);
+        }
+        let queue = driver.device_queue(0);
+        (driver, queue)
+    }
+
+    #[test]
+    fn an_empty_queue_interrupts_nobody() {
+        let (driver, mut queue) = queue(0);
+        let progress = process(&mut queue, driver.mem, |_| Verdict::Used(0)).unwrap();
+        assert_eq!(
+            progress,
+            Progress {
+                notify: false,
+                end: End::Empty
+            }
+        );
+    }
+
+    #[test]
+    fn a_chain_that_was_stopped_at_comes_again() {
+        let (mut driver, mut queue) = queue(3);
+        let mut seen = 0;
+        let progress = process(&mut queue, driver.mem, |_| {
+            seen += 1;
+            if seen == 2 {
+                Verdict::Stop
+            } else {
+                Verdict::Used(seen)
+            }
+        });
+        assert_eq!(
+            progress.unwrap(),
+            Progress {
+                notify: true,
+                end: End::Stopped
+            }
+        );
+        assert_eq!(driver.used(0), [(0, 1)]);
+        let progress = process(&mut queue, driver.mem, |_| Verdict::Used(9)).unwrap();
+        assert_eq!(
+            progress,
+            Progress {
+                notify: true,
+                end: End::Empty
+            }
+        );
+        assert_eq!(driver.used(0), [(1, 9), (2, 9)]);
+    }
 }

@@ -309,6 +309,11 @@ impl Driver {
         bytes
     }
 
+    /// A queue as the device sees it, from its beginning on.
+    pub fn device_queue(&self, queue: usize) -> Queue {
+        self.queues[queue].device_half(true)
+    }
+
     /// How many queues there are.
     pub fn queue_count(&self) -> usize {
         self.queues.len()

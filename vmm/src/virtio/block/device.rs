@@ -13,11 +13,12 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::disk::{Disk, SECTOR};
 use super::metrics::BlockMetrics;
 use super::request::execute;
+use crate::virtio::chain::Chain;
 use crate::virtio::device::{
     ActivateArgs, ActivateError, COMMON_FEATURES, DeviceState, VirtioDevice, read_config_from,
     start,
 };
-use crate::virtio::queue::{BUDGET, End, RingError, process};
+use crate::virtio::queue::{End, RingError, Verdict, process};
 
 const QUEUE_SIZES: [u16; 1] = [256];
 
@@ -25,6 +26,8 @@ const QUEUE_SIZES: [u16; 1] = [256];
 pub const SEG_MAX: u32 = 254;
 /// The most bytes in a segment.
 pub const SIZE_MAX: u32 = 64 << 10;
+/// Bytes moved for one event, but for the last request, before others get their turn.
+const MAX_BATCH: usize = 32 << 20;
 
 /// The device.
 #[derive(Debug)]
@@ -79,13 +82,18 @@ impl Block {
         };
         let mem = Arc::clone(&active.mem);
         let (disk, metrics) = (&self.disk, &self.metrics);
-        let progress = process(&mut active.queues[0], &mem, BUDGET, |chain| {
-            crate::virtio::queue::Verdict::Used(execute(chain, disk, metrics))
+        let mut left = MAX_BATCH;
+        let progress = process(&mut active.queues[0], &mem, |chain| {
+            if left == 0 {
+                return Verdict::Stop;
+            }
+            left = left.saturating_sub(chain.as_ref().map_or(0, Chain::len));
+            Verdict::Used(execute(chain, disk, metrics))
         })?;
         if progress.notify {
             active.interrupt.queue_used();
         }
-        if progress.end == End::Budget {
+        if progress.end != End::Empty {
             // Cannot fail: the counter is far from its limit.
             let _ = self.events[0].write(1);
         }
@@ -348,6 +356,22 @@ mod tests {
         rig.device.events[0].read().unwrap();
         rig.device.process_queue();
         assert_eq!(rig.driver.used(0).len(), 256);
+        assert_eq!(rig.device.events[0].read().unwrap(), 1);
+    }
+
+    #[test]
+    fn large_requests_take_turns_with_the_rest_of_the_event_loop() {
+        let mut rig = rig(true);
+        rig.device.events[0].read().unwrap();
+        let data = Piece::write(1 << 20);
+        for _ in 0..40 {
+            rig.driver
+                .send(0, &[header(IN, 0), data.clone(), Piece::write(1)]);
+        }
+        for expected in [32, 8] {
+            rig.device.process_queue();
+            assert_eq!(rig.driver.used(0).len(), expected);
+        }
         assert_eq!(rig.device.events[0].read().unwrap(), 1);
     }
 

@@ -184,7 +184,7 @@ fn run(
         return Ok(None);
     };
     let mem = Arc::clone(&active.mem);
-    let progress = process(&mut active.queues[queue], &mem, BUDGET, handle)?;
+    let progress = process(&mut active.queues[queue], &mem, handle)?;
     if progress.notify {
         active.interrupt.queue_used();
     }

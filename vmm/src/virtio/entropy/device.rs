@@ -13,7 +13,7 @@ use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::device::{
     ActivateArgs, ActivateError, COMMON_FEATURES, DeviceState, VirtioDevice, start,
 };
-use crate::virtio::queue::{BUDGET, End, RingError, Verdict, process};
+use crate::virtio::queue::{End, RingError, Verdict, process};
 
 const QUEUE_SIZES: [u16; 1] = [64];
 
@@ -66,7 +66,7 @@ impl Entropy {
         };
         let mem = Arc::clone(&active.mem);
         let (source, metrics) = (&self.source, &self.metrics);
-        let progress = process(&mut active.queues[0], &mem, BUDGET, |chain| {
+        let progress = process(&mut active.queues[0], &mem, |chain| {
             Verdict::Used(fill(chain, source, metrics))
         })?;
         if progress.notify {

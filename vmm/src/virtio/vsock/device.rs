@@ -15,7 +15,7 @@ use crate::virtio::device::{
     ActivateArgs, ActivateError, COMMON_FEATURES, DeviceState, VirtioDevice, read_config_from,
     start,
 };
-use crate::virtio::queue::{BUDGET, End, Progress, RingError, Verdict, process};
+use crate::virtio::queue::{End, Progress, RingError, Verdict, process};
 
 /// How many queues there are.
 pub(super) const QUEUE_COUNT: u32 = 3;
@@ -100,7 +100,7 @@ impl Vsock {
         };
         let mem = Arc::clone(&active.mem);
         let (muxer, metrics) = (&mut self.muxer, &self.metrics);
-        let progress = process(&mut active.queues[TX], &mem, BUDGET, |chain| {
+        let progress = process(&mut active.queues[TX], &mem, |chain| {
             if !muxer.can_receive() {
                 return Verdict::Stop;
             }
@@ -120,7 +120,7 @@ impl Vsock {
         };
         let mem = Arc::clone(&active.mem);
         let (muxer, metrics) = (&mut self.muxer, &self.metrics);
-        let progress = process(&mut active.queues[RX], &mem, BUDGET, |chain| {
+        let progress = process(&mut active.queues[RX], &mem, |chain| {
             if muxer.has_output() {
                 fill(chain, muxer, metrics)
             } else {

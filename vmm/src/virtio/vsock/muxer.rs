@@ -455,7 +455,8 @@ impl Muxer {
         }
     }
 
-    /// After anything happened to a stream: queues it, forgets it, or both do not apply.
+    /// After anything happened to a stream: queues it if it has something for the guest,
+    /// forgets it if it is over.
     fn settle(&mut self, id: u64) {
         let Some(Entry::Stream(stream)) = self.entries.get_mut(&id) else {
             return;
