@@ -379,7 +379,7 @@ fn without_plugin(dir: &Path) {
     // CRIU looks for plugins that are needed only where it has a plugin directory.
     let says = [
         "Missing required plugin: vas_plugin",
-        "Magic doesn't match for pstree.img",
+        "magic doesn't match for pstree.img",
     ];
     assert!(says.iter().any(|s| log.contains(s)), "{log}");
     assert_eq!(workloads(), Vec::<i32>::new());
