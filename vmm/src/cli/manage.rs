@@ -93,9 +93,9 @@ fn end(vm: &FoundVm) -> Result<()> {
     if !wait_gone(vm, Instant::now() + KILL_PATIENCE) {
         bail!("process {pid} of {} does not go away", vm.info.name);
     }
-    // Its folder is removed by whoever finds it: us.
+    // Its folder is removed by whoever finds it: us. So is its simulated host's.
     vmdir::all()?;
-    Ok(())
+    crate::sim::remove_stale()
 }
 
 fn wait_gone(vm: &FoundVm, deadline: Instant) -> bool {

@@ -28,6 +28,9 @@ use tempfile::TempDir;
 use crate::cli::{note, paths};
 use channels::{Channel, Channels};
 
+/// Their folders, among those of the VMs.
+const SIMS: &str = ".sim";
+
 /// Ended by a signal before it booted: the exit code for that.
 pub(crate) struct Ended(pub u8);
 
@@ -77,9 +80,9 @@ pub(crate) struct SimHost {
 impl SimHost {
     /// Starts it; it boots while this returns.
     pub fn start(config: &SimConfig) -> Result<Self> {
-        let sims = paths::runtime_dir()?.join(".sim");
+        let sims = paths::runtime_dir()?.join(SIMS);
         paths::private_dir(&sims)?;
-        remove_stale(&sims);
+        remove_stale()?;
         let dir = tempfile::Builder::new()
             .prefix("")
             .tempdir_in(&sims)
@@ -198,8 +201,9 @@ pub(crate) fn lock(path: &Path) -> Result<Option<Flock<fs::File>>> {
 }
 
 /// Removes the folders of simulated hosts that were killed.
-fn remove_stale(sims: &Path) {
-    for entry in fs::read_dir(sims).into_iter().flatten().flatten() {
+pub(crate) fn remove_stale() -> Result<()> {
+    let sims = paths::runtime_dir()?.join(SIMS);
+    for entry in fs::read_dir(&sims).into_iter().flatten().flatten() {
         let dir = entry.path();
         let lock_path = dir.join("lock");
         // Without a lock it was made a moment ago.
@@ -207,6 +211,7 @@ fn remove_stale(sims: &Path) {
             let _ = fs::remove_dir_all(&dir);
         }
     }
+    Ok(())
 }
 
 /// The last lines of a log.

@@ -1,0 +1,19 @@
+//! Whole microVMs, driven as users drive them: by the command line.
+//!
+//! They need a host with hardware virtualization, and the guest kernel and image in the cache
+//! (`make image`). Where the host has none, a simulated host has:
+//!
+//! ```text
+//! cargo build --release -p mvasvm
+//! CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$PWD/target/release/mvasvm sim --" \
+//!     cargo test --release -p mvasvm --test e2e -- --test-threads=1
+//! ```
+
+#[path = "e2e/commands.rs"]
+mod commands;
+#[path = "e2e/host.rs"]
+mod host;
+#[path = "e2e/lifecycle.rs"]
+mod lifecycle;
+#[path = "e2e/terminal.rs"]
+mod terminal;
