@@ -339,6 +339,25 @@ TEST_F(account, groups_pay_for_what_they_made)
 	self->u = target_new();
 }
 
+/* Every page in another page table: 512 tables, 2 MiB of them. */
+static long t_many_tables(ulong a, ulong b, ulong c)
+{
+	long err = t_map(BASE, GiB, RW);
+
+	for (ulong p = 0; p < GiB && !err; p += HUGE)
+		err = t_fill(BASE + p, PAGE, 1);
+	return err;
+}
+
+static long t_check_tables(ulong a, ulong b, ulong c)
+{
+	long bad = 0;
+
+	for (ulong p = 0; p < GiB; p += HUGE)
+		bad += t_check(BASE + p, PAGE, 1);
+	return bad;
+}
+
 /*
  * No memory for the VAS's page tables: the group of who captures kills its own,
  * and the source goes on as if nothing had been.
@@ -352,10 +371,7 @@ TEST_F(account, out_of_memory_in_a_capture_hurts_only_its_own_group)
 	if (!cgroups_on())
 		SKIP(return, "no memory cgroups");
 	ASSERT_EQ(0, cgroup("small"));
-	/* Every page in another page table: 512 tables, 2 MiB of them. */
-	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, GiB, RW));
-	for (ulong p = 0; p < GiB; p += HUGE)
-		ASSERT_EQ(0, tcall(&self->t, t_fill, BASE + p, PAGE, 1));
+	ASSERT_EQ(0, tcall(&self->t, t_many_tables, 0, 0, 0));
 	sleep(1);
 	tables = meminfo("PageTables");
 	committed = meminfo("Committed_AS");
@@ -372,14 +388,46 @@ TEST_F(account, out_of_memory_in_a_capture_hurts_only_its_own_group)
 	waitpid(pid, &status, 0);
 	EXPECT_TRUE((WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) ||
 		    (WIFEXITED(status) && WEXITSTATUS(status) == 0));
-	for (ulong p = 0; p < GiB; p += HUGE)
-		ASSERT_EQ(0, tcall(&self->t, t_check, BASE + p, PAGE, 1));
+	EXPECT_EQ(0, tcall(&self->t, t_check_tables, 0, 0, 0));
 	EXPECT_EQ(0, cgroup_remove("small"));
 	EXPECT_EQ(-ENOENT, vas_open(self->session, 0, "oom", VAS_ACCESS_READ));
 	sleep(1);
 	EXPECT_GE(tables + 300, meminfo("PageTables"));
 	EXPECT_GE(committed + 1024, meminfo("Committed_AS"));
 	EXPECT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
+}
+
+/*
+ * No memory for the target's page tables: its group kills it, or the attach
+ * fails; the VAS is as good as before.
+ */
+TEST_F(account, out_of_memory_in_an_attach_hurts_only_the_targets_group)
+{
+	long tables;
+	int ret;
+
+	if (!cgroups_on())
+		SKIP(return, "no memory cgroups");
+	ASSERT_EQ(0, cgroup("small"));
+	ASSERT_EQ(0, tcall(&self->t, t_many_tables, 0, 0, 0));
+	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
+	ASSERT_EQ(0, tcall(&self->u, t_map, BASE, GiB, RW));
+	ASSERT_EQ(0, cgroup_enter("small", self->u.pid));
+	ASSERT_EQ(0, write_file(CG "/small/memory.max", "1M"));
+	tables = meminfo("PageTables");
+	ret = vas_attach(self->fd, self->u.pid, BASE, GiB, BASE, NULL);
+	TH_LOG("attach: %d", ret);
+	EXPECT_TRUE(ret == -ENOMEM ||
+		    tcall(&self->u, t_check_tables, 0, 0, 0) == -ECONNRESET);
+	target_kill(&self->u);
+	EXPECT_EQ(0, cgroup_remove("small"));
+	self->u = target_new();
+	sleep(1);
+	EXPECT_GE(tables + 300, meminfo("PageTables"));
+	ASSERT_EQ(0, tcall(&self->u, t_map, BASE, GiB, RW));
+	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, BASE, GiB, BASE, NULL));
+	EXPECT_EQ(0, tcall(&self->u, t_check_tables, 0, 0, 0));
+	EXPECT_EQ(0, tcall(&self->t, t_check_tables, 0, 0, 0));
 }
 
 TEST_HARNESS_MAIN

@@ -57,107 +57,104 @@ static long t_whole(ulong seed, ulong base, ulong c)
 	       t_check(base + GiB, MiB + PAGE, seed);
 }
 
-static int maps_of(pid_t pid, char *text, size_t size)
-{
-	char path[64];
-
-	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
-	snprintf(text, size, "%s", read_file(path));
-	/* read_file() ends at the first newline; count them all. */
-	FILE *f = fopen(path, "re");
-	int n = 0, c;
-
-	while ((c = fgetc(f)) != EOF)
-		n += c == '\n';
-	fclose(f);
-	return n;
-}
-
+/*
+ * Some failures are survived (the kernel tries again in another way): then the
+ * result has to be whole, and the next allocation is up.
+ */
 TEST(a_capture_that_fails_anywhere_is_undone)
 {
 	struct target t = target_new();
-	int session = vas_session(), fd, n, ret = -1;
+	int session = vas_session(), n, undone = 0;
+	bool failed = true;
 	long committed;
 
 	if (!set_up())
 		SKIP(return, "no fault injection");
 	ASSERT_EQ(0, tcall(&t, t_memory, 1, BASE, 0));
-	fd = vas_create(session, "fault", 0600, NULL);
-	ASSERT_GE(fd, 0);
 	committed = meminfo("Committed_AS");
-	for (n = 1; n < 2000; n++) {
-		int pidfd = pidfd_of(t.pid);
-		struct vas_capture arg = { .pidfd = pidfd };
-		bool failed;
+	for (n = 1; failed && n < 2000; n++) {
+		int fd = vas_create(session, "fault", 0600, NULL);
+		struct vas_capture arg = { .pidfd = pidfd_of(t.pid) };
+		struct vas_stat st;
+		int ret;
 
+		ASSERT_GE(fd, 0);
 		ASSERT_EQ(0, fail_nth(n));
 		ret = ret_errno(ioctl(fd, VAS_IOC_CAPTURE, &arg));
 		failed = has_failed();
 		fail_nth(0);
-		close(pidfd);
-		if (!ret)
-			break;
-		ASSERT_TRUE(failed);
-		ASSERT_EQ(-ENOMEM, ret) TH_LOG("allocation %d", n);
+		ASSERT_TRUE(ret == 0 || (ret == -ENOMEM && failed))
+			TH_LOG("allocation %d: %d", n, ret);
+		undone += ret != 0;
+		ASSERT_EQ(0, vas_stat(fd, &st));
+		ASSERT_EQ(ret ? VAS_STATE_EMPTY : VAS_STATE_TRANSIENT, st.state);
 		ASSERT_EQ(0, tcall(&t, t_whole, 1, BASE, 0));
+		if (ret)		/* a second try works */
+			ASSERT_EQ(0, ioctl(fd, VAS_IOC_CAPTURE, &arg));
+		ASSERT_EQ(0, vas_delete(fd, 0));
+		close(arg.pidfd);
+		close(fd);
 	}
-	TH_LOG("%d allocations", n - 1);
-	EXPECT_EQ(0, ret);
-	EXPECT_LT(20, n);
-	ASSERT_EQ(0, vas_delete(fd, 0));
-	close(fd);
+	TH_LOG("%d allocations, %d captures undone", n - 1, undone);
+	EXPECT_FALSE(failed);
+	EXPECT_LT(20, undone);
 	EXPECT_GE(committed + 1024, meminfo("Committed_AS"));
-	EXPECT_EQ(0, tcall(&t, t_whole, 1, BASE, 0));
 	target_kill(&t);
 }
 
 static void check_attach(struct __test_metadata *_metadata, ulong delta)
 {
 	struct target t = target_new(), u = target_new();
-	int session = vas_session(), fd, n, ret = -1, count;
-	char before[4096], after[4096];
-	long committed;
+	int session = vas_session(), fd, n, undone = 0, count = 0;
+	ulong dst = BASE + delta;
+	bool failed = true, fresh = true;
 
 	ASSERT_EQ(0, tcall(&t, t_memory, 1, BASE, 0));
 	fd = vas_create(session, "fault", 0600, NULL);
 	ASSERT_EQ(0, vas_capture(fd, t.pid, 0, NULL));
-	ASSERT_EQ(0, tcall(&u, t_memory, 2, BASE + delta, 0));
-	count = maps_of(u.pid, before, sizeof(before));
-	committed = meminfo("Committed_AS");
-	for (n = 1; n < 2000; n++) {
-		int pidfd = pidfd_of(u.pid);
+	for (n = 1; failed && n < 2000; n++) {
 		/* Cuts VMAs, so that the target's are split. */
 		struct vas_attach arg = {
-			.pidfd = pidfd, .src = BASE + MiB / 2, .len = GiB,
-			.dst = BASE + delta + MiB / 2,
+			.src = BASE + MiB / 2, .len = GiB, .dst = dst + MiB / 2,
 		};
-		bool failed;
+		int ret;
 
+		if (fresh) {
+			target_kill(&u);
+			u = target_new();
+			ASSERT_EQ(0, tcall(&u, t_memory, 2, dst, 0));
+			count = map_count(u.pid);
+		}
+		arg.pidfd = pidfd_of(u.pid);
 		ASSERT_EQ(0, fail_nth(n));
 		ret = ret_errno(ioctl(fd, VAS_IOC_ATTACH, &arg));
 		failed = has_failed();
 		fail_nth(0);
-		close(pidfd);
-		if (!ret)
-			break;
-		ASSERT_TRUE(failed);
-		ASSERT_EQ(-ENOMEM, ret) TH_LOG("allocation %d", n);
-		ASSERT_EQ(0, tcall(&u, t_whole, 2, BASE + delta, 0))
-			TH_LOG("allocation %d", n);
-		ASSERT_EQ(count, maps_of(u.pid, after, sizeof(after)))
-			TH_LOG("allocation %d", n);
+		close(arg.pidfd);
+		ASSERT_TRUE(ret == 0 || (ret == -ENOMEM && failed))
+			TH_LOG("allocation %d: %d", n, ret);
+		fresh = !ret;
+		if (ret) {
+			undone++;
+			ASSERT_EQ(0, tcall(&u, t_whole, 2, dst, 0))
+				TH_LOG("allocation %d", n);
+			ASSERT_EQ(count, map_count(u.pid))
+				TH_LOG("allocation %d", n);
+			continue;
+		}
+		ASSERT_EQ(0, tcall(&u, t_check, dst, MiB / 2, 2));
+		ASSERT_EQ(0, tcall(&u, t_check_moved, dst + MiB / 2, MiB / 2, BASE + MiB / 2));
+		ASSERT_EQ(0, tcall(&u, t_check_moved, dst + 2 * MiB, 8 * MiB, BASE + 2 * MiB));
+		ASSERT_EQ(0, tcall(&u, t_check_moved, dst + GiB, MiB / 2, BASE + GiB));
+		ASSERT_EQ(0, tcall(&u, t_check, dst + GiB + MiB / 2, MiB / 2, 2));
 	}
-	TH_LOG("%d allocations", n - 1);
-	EXPECT_EQ(0, ret);
-	EXPECT_LT(20, n);
-	EXPECT_EQ(0, tcall(&u, t_check, BASE + delta, MiB / 2, 2));
-	EXPECT_EQ(0, tcall(&u, t_check_moved, BASE + delta + MiB / 2, MiB / 2, BASE + MiB / 2));
-	EXPECT_EQ(0, tcall(&u, t_check_moved, BASE + delta + 2 * MiB, 8 * MiB, BASE + 2 * MiB));
+	TH_LOG("%d allocations, %d attaches undone", n - 1, undone);
+	EXPECT_FALSE(failed);
+	EXPECT_LT(20, undone);
 	EXPECT_EQ(0, tcall(&t, t_whole, 1, BASE, 0));
 	target_kill(&u);
 	target_kill(&t);
 	vas_delete(fd, 0);
-	EXPECT_GE(committed + 1024, meminfo("Committed_AS"));
 }
 
 TEST(an_attach_that_fails_anywhere_is_undone)

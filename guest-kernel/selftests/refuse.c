@@ -318,20 +318,6 @@ TEST_F(vas, a_target_that_does_not_fit_stays_as_it_was)
 	}
 }
 
-static int map_count(pid_t pid)
-{
-	char path[64];
-	int n = 0, c;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
-	f = fopen(path, "re");
-	while ((c = fgetc(f)) != EOF)
-		n += c == '\n';
-	fclose(f);
-	return n;
-}
-
 /* An attach that needs a VMA more than the target may have. */
 TEST_F(vas, the_limit_of_mappings_holds_and_nothing_changes)
 {

@@ -348,6 +348,21 @@ static inline long pid_status(pid_t pid, const char *key)
 	return proc_value(path, key);
 }
 
+/* How many VMAs. */
+static inline int map_count(pid_t pid)
+{
+	char path[64];
+	int n = 0, c;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+	f = fopen(path, "re");
+	while ((c = fgetc(f)) != EOF)
+		n += c == '\n';
+	fclose(f);
+	return n;
+}
+
 static inline long meminfo(const char *key)
 {
 	/* Sum up what CPUs count on their own. */
