@@ -156,12 +156,13 @@ impl Machine {
 
     /// Runs the vCPUs in threads of their own, the devices in this one.
     fn run(self) -> Result<ExitReason, RunError> {
+        // Dropped in reverse order: guest memory is unmapped last.
         let Self {
-            vcpus,
-            mut events,
-            bus,
-            end,
             ram: _ram,
+            end,
+            bus,
+            mut events,
+            vcpus,
         } = self;
         let metrics = Arc::new(VcpuMetrics::default());
         let threads = VcpuThreads::start(vcpus, &Arc::new(bus), &end, &metrics)?;

@@ -278,6 +278,20 @@ fn a_ram_file_in_a_folder_is_locked_while_the_vm_is_there_and_removed_after() {
 }
 
 #[test]
+fn nothing_of_the_guests_memory_stays_mapped_after_its_end() {
+    let mut guest = Guest::new(power_off());
+    guest.config.name = "unmapped".parse().unwrap();
+    let is_mapped = || {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        maps.contains("/memfd:unmapped")
+    };
+    let machine = guest.machine().0.unwrap();
+    assert!(is_mapped());
+    machine.run().unwrap();
+    assert!(!is_mapped());
+}
+
+#[test]
 fn more_memory_than_the_cpu_can_address_is_refused_before_anything_is_made() {
     let mut guest = Guest::new(power_off());
     guest.config.mem = "4095T".parse().unwrap();

@@ -7,8 +7,9 @@ use crate::config::CpuCount;
 use crate::memory::PhysBits;
 
 /// Leaves that we make ourselves, or that tell of what a guest does not get: the newer
-/// topology leaf (Linux then reads 0xb), SVM (0x8000_000a) and SEV (0x8000_001f).
-const DROPPED: [u32; 4] = [0xb, 0x1f, 0x8000_000a, 0x8000_001f];
+/// topology leaves 0x1f and 0x8000_0026 (Linux then reads 0xb), SVM (0x8000_000a) and SEV
+/// (0x8000_001f).
+const DROPPED: [u32; 5] = [0xb, 0x1f, 0x8000_000a, 0x8000_001f, 0x8000_0026];
 
 const LEAF1_ECX_VMX: u32 = 1 << 5;
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
