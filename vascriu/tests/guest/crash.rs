@@ -40,7 +40,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Moments at which to kill.
-const STEPS: u32 = 20;
+const STEPS: u32 = 16;
 
 fn child_of(pid: u32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
