@@ -34,7 +34,13 @@ const SIMS: &str = ".sim";
 /// Ended by a signal before it booted: the exit code for that.
 pub(crate) struct Ended(pub u8);
 
+/// How often a simulated host may die while it boots. Under load, QEMU's emulator at times
+/// runs an instruction while another CPU patches it (the kernel's jump labels), and the
+/// kernel dies of it; the next boot goes well.
+const BOOTS: u32 = 3;
+
 /// What a simulated host is made of.
+#[derive(Debug, Clone)]
 pub(crate) struct SimConfig {
     pub kernel: PathBuf,
     pub mem: MemSize,
@@ -73,7 +79,8 @@ pub(crate) struct SimHost {
     qemu: Child,
     dir: TempDir,
     console: PathBuf,
-    boot_timeout: Duration,
+    config: SimConfig,
+    boots: u32,
     _lock: Flock<fs::File>,
 }
 
@@ -98,7 +105,8 @@ impl SimHost {
             qemu,
             dir,
             console,
-            boot_timeout: config.boot_timeout,
+            config: config.clone(),
+            boots: 1,
             _lock: lock,
         })
     }
@@ -111,7 +119,7 @@ impl SimHost {
     /// Waits until it takes commands.
     pub fn wait_booted(&mut self, signals: &SignalFd) -> Result<Result<Channel, Ended>> {
         let channels = Channels::in_dir(self.dir.path());
-        let deadline = Instant::now() + self.boot_timeout;
+        let mut deadline = Instant::now() + self.config.boot_timeout;
         loop {
             if let Ok(Some(info)) = signals.read_signal() {
                 let number = u8::try_from(info.ssi_signo).unwrap_or(127);
@@ -120,7 +128,13 @@ impl SimHost {
                 }
             }
             if let Some(status) = self.qemu.try_wait().context("cannot wait for QEMU")? {
-                bail!("{}", self.why_ended(status));
+                if self.boots == BOOTS || tail(&self.console).is_empty() {
+                    bail!("{}", self.why_ended(status));
+                }
+                note("the simulated host died while it booted: trying again");
+                self.boots += 1;
+                self.qemu = qemu::spawn(&self.config, self.dir.path(), &self.console)?;
+                deadline = Instant::now() + self.config.boot_timeout;
             }
             if let Some(channel) = channels.try_open(Duration::from_secs(1))? {
                 return Ok(Ok(channel));
@@ -128,7 +142,7 @@ impl SimHost {
             if Instant::now() >= deadline {
                 bail!(
                     "the simulated host did not boot within {} s (--boot-timeout); its kernel log ends with:\n{}",
-                    self.boot_timeout.as_secs(),
+                    self.config.boot_timeout.as_secs(),
                     tail(&self.console)
                 );
             }
