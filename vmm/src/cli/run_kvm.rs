@@ -82,6 +82,7 @@ struct Vm {
     panicked: Arc<AtomicBool>,
     vsock: std::path::PathBuf,
     with_command: bool,
+    writes_disks: bool,
 }
 
 enum Connected {
@@ -134,6 +135,7 @@ impl Vm {
             panicked,
             vsock,
             with_command: !wanted.args.command.is_empty(),
+            writes_disks: wanted.disks.iter().any(|disk| !disk.read_only),
         })
     }
 
@@ -225,15 +227,18 @@ impl Vm {
     fn power_off(self, end: CommandEnd) -> Result<u8> {
         let asked = Session::connect_vsock(&self.vsock, VSOCK_PORT, POWER_OFF)
             .and_then(|session| session.shutdown(ShutdownKind::PowerOff));
-        // Its files are written. What it may still do, nobody waits for.
         match asked {
-            Ok(()) => drop(self.stop()?),
-            // It powered off itself, or crashed just now.
-            Err(error) => {
-                tracing::debug!("no orderly power-off: {error}");
-                self.stop()?;
+            // Disks are to be unmounted; of everything else nothing remains.
+            Ok(()) if self.writes_disks => {
+                if !self.wait_for_end(POWER_OFF)? {
+                    note("the guest did not power off in time: its disks may need a recovery");
+                }
             }
+            Ok(()) => {}
+            // It powered off itself, or crashed just now.
+            Err(error) => tracing::debug!("no orderly power-off: {error}"),
         }
+        self.stop()?;
         Ok(end.exit_code())
     }
 
@@ -243,16 +248,19 @@ impl Vm {
             self.stop()?;
             return Err(error.into());
         }
-        let mut fds = [PollFd::new(self.ended.as_fd(), PollFlags::POLLIN)];
         // The connection breaks a moment before the VM is gone.
-        let patience = PollTimeout::from(5000u16);
-        match poll(&mut fds, patience) {
-            Ok(1) => self.end(),
-            _ => {
-                self.stop()?;
-                Err(error.into())
-            }
+        if self.wait_for_end(Duration::from_secs(5))? {
+            return self.end();
         }
+        self.stop()?;
+        Err(error.into())
+    }
+
+    /// Waits for its end; false: it did not come in time.
+    fn wait_for_end(&self, patience: Duration) -> Result<bool> {
+        let mut fds = [PollFd::new(self.ended.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        Ok(poll(&mut fds, timeout).context("cannot wait for the VM")? > 0)
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use mvas_agent::protocol::Exec;
 use mvasvm::virtio::block::disk::Disk;
 
@@ -48,7 +48,7 @@ pub(super) fn run(wanted: &Wanted) -> Result<u8> {
     let terminal = !wanted.args.detached_child && is_interactive();
     let end = channel
         .with(|session| run_in_guest(session, exec, terminal, &signals))
-        .context("lost the simulated host")?;
+        .map_err(|error| host.explain(error))?;
     host.stop();
     Ok(end.exit_code())
 }

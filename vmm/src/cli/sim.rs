@@ -39,7 +39,9 @@ pub(super) fn run(args: SimArgs) -> Result<u8> {
     exec.env = environment();
     exec.clear_env = true;
     exec.cwd = Some(OsText::from(cwd));
-    let end = channel.with(|session| run_in_guest(session, exec, is_interactive(), &signals))?;
+    let end = channel
+        .with(|session| run_in_guest(session, exec, is_interactive(), &signals))
+        .map_err(|error| host.explain(error))?;
     host.stop();
     Ok(end.exit_code())
 }

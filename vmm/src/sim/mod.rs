@@ -19,6 +19,7 @@ use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use mvas_agent::client::ClientError;
 use mvas_agent::protocol::ShutdownKind;
 use mvasvm::config::{CpuCount, MemSize};
 use nix::fcntl::{Flock, FlockArg};
@@ -149,6 +150,16 @@ impl SimHost {
         }
     }
 
+    /// A session with it broke: says so if it is because QEMU is gone.
+    pub fn explain(&mut self, error: ClientError) -> anyhow::Error {
+        match self.qemu.try_wait() {
+            Ok(Some(status)) if matches!(error, ClientError::Link(_)) => {
+                anyhow::Error::new(error).context(self.why_ended(status))
+            }
+            _ => error.into(),
+        }
+    }
+
     fn why_ended(&self, status: ExitStatus) -> String {
         let how = match (status.code(), status.signal()) {
             (Some(code), _) => format!("exit code {code}"),
@@ -156,7 +167,7 @@ impl SimHost {
         };
         let said = tail(&self.dir.path().join(qemu::LOG));
         let log = tail(&self.console);
-        format!("the simulated host ended while it booted (QEMU: {how})\n{said}{log}")
+        format!("the simulated host ended (QEMU: {how})\n{said}{log}")
     }
 
     /// Has it write everything to the work folder, and ends it.
