@@ -93,7 +93,7 @@ struct Work(PathBuf);
 
 impl Work {
     fn new(store: &Store) -> Result<Self, Error> {
-        let path = store.root().join(format!(".run-{}", std::process::id()));
+        let path = store.working_place();
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).map_err(|e| Error::Work(path.clone(), e))?;
         Ok(Self(path))

@@ -21,6 +21,7 @@ use crate::name::Name;
 /// Where snapshots are kept by default: a tmpfs, which dies with the VASes.
 pub const ROOT: &str = "/run/vascriu";
 const NEW: &str = ".new-";
+const RUN: &str = ".run-";
 
 /// What can go wrong with the store.
 #[derive(Debug, thiserror::Error)]
@@ -197,6 +198,22 @@ impl Store {
         Ok(names)
     }
 
+    /// Where the log and the like of this process's CRIU go.
+    #[must_use]
+    pub fn working_place(&self) -> PathBuf {
+        self.root.join(format!("{RUN}{}", std::process::id()))
+    }
+
+    /// The working places that there are, by the PIDs of their owners.
+    fn working_places(&self) -> Result<Vec<(u32, PathBuf)>, Error> {
+        let dir = self.root.read_dir().map_err(at("reading", &self.root))?;
+        let owner = |e: &fs::DirEntry| e.file_name().to_str()?.strip_prefix(RUN)?.parse().ok();
+        Ok(dir
+            .flatten()
+            .filter_map(|e| Some((owner(&e)?, e.path())))
+            .collect())
+    }
+
     /// The directory of the snapshot's images.
     ///
     /// # Errors
@@ -229,6 +246,11 @@ impl Store {
     /// # Errors
     /// The file system's, or `/dev/vas` is not usable.
     pub fn recover(&self) -> Result<(), Error> {
+        for (pid, path) in self.working_places()? {
+            if !Path::new("/proc").join(pid.to_string()).exists() {
+                self.discard(&path)?;
+            }
+        }
         for name in self.entries(NEW)? {
             let Ok(_lock) = self.lock(&name, Hold::Alone) else {
                 continue;
@@ -414,6 +436,17 @@ mod tests {
             .publish(&name("a"), &store.new_path(&name("a")))
             .expect("publish");
         assert_eq!(store.names().expect("list"), [name("a")]);
+    }
+
+    #[test]
+    fn the_working_place_of_a_dead_process_is_removed() {
+        let (_dir, store) = store();
+        let dead = store.root().join(format!("{RUN}{}", i32::MAX));
+        for place in [&dead, &store.working_place()] {
+            fs::create_dir(place).expect("mkdir");
+        }
+        store.recover().expect("nothing else to recover");
+        assert!(!dead.exists() && store.working_place().exists());
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub fn packet_filters() -> String {
 }
 
 /// Kills every workload, so that a failed test does not disturb the next.
-fn end_workloads() {
+pub fn end_workloads() {
     for pid in workloads() {
         // SAFETY: kill takes two integers.
         unsafe { libc::kill(pid, libc::SIGKILL) };
@@ -266,15 +266,24 @@ impl Workload {
     /// Everything is as it should be; says for the how-manieth time.
     #[track_caller]
     pub fn check(&self) -> u64 {
+        self.try_check()
+            .unwrap_or_else(|e| panic!("the workload is damaged: {e}"))
+    }
+
+    /// As [`Workload::check`], or what is wrong.
+    pub fn try_check(&self) -> Result<u64, String> {
         let ack = workload::ack(&self.dir, self.vpid);
         let _ = fs::remove_file(&ack);
         // SAFETY: kill takes two integers.
         let sent = unsafe { libc::kill(self.pid, libc::SIGUSR1) };
-        assert_eq!(sent, 0, "the workload {} is gone", self.pid);
+        if sent != 0 {
+            return Err(format!("{} is gone", self.pid));
+        }
         wait_until("the workload's answer", || ack.exists() || !self.is_alive());
         let text = fs::read_to_string(&ack).unwrap_or_else(|_| "it died".into());
-        let count = text.strip_prefix("ok ").and_then(|n| n.parse().ok());
-        count.unwrap_or_else(|| panic!("the workload is damaged: {text}"))
+        text.strip_prefix("ok ")
+            .and_then(|n| n.parse().ok())
+            .ok_or(text.clone())
     }
 
     /// It runs; a zombie does not.

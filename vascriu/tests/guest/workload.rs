@@ -317,14 +317,19 @@ fn put(path: &Path, text: &str) {
     fs::rename(new, path).expect("rename");
 }
 
-fn wait_for(path: &Path) -> Result<String, String> {
+/// Waits for what `pid` writes to `path`.
+fn wait_for(path: &Path, pid: Pid) -> Result<String, String> {
     let begun = Instant::now();
     loop {
         if let Ok(text) = fs::read_to_string(path) {
             return Ok(text);
         }
-        if begun.elapsed() > Duration::from_secs(60) {
-            return Err(format!("no {}", path.display()));
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat
+            .rsplit_once(") ")
+            .map_or("gone", |(_, rest)| &rest[..1]);
+        if matches!(state, "Z" | "X" | "gone") || begun.elapsed() > Duration::from_secs(60) {
+            return Err(format!("no answer, its state is {state}"));
         }
         thread::sleep(Duration::from_millis(5));
     }
@@ -334,7 +339,7 @@ fn check_child(dir: &Path, child: Pid) -> Result<(), String> {
     let path = ack(dir, child.as_raw());
     let _ = fs::remove_file(&path);
     kill(child, Signal::SIGUSR1).map_err(|e| format!("child {child}: {e}"))?;
-    let answer = wait_for(&path)?;
+    let answer = wait_for(&path, child).map_err(|e| format!("child {child}: {e}"))?;
     if answer.starts_with("ok ") {
         Ok(())
     } else {
