@@ -24,11 +24,14 @@ use super::guest::{is_interactive, run_in_guest, signals};
 use super::run::{READY, Wanted};
 use super::vmdir::{Hw, VmDir};
 use super::{codes, note};
+use crate::sim::tail;
 
 /// The guest's vsock address.
 const GUEST_CID: u64 = 3;
 /// A kernel log of this many bytes is kept.
 const LOG_LIMIT: u64 = 16 << 20;
+/// Lines of the kernel log that hold a panic with its trace.
+const LAST_WORDS: usize = 60;
 /// What a guest gets to power off after its command ended.
 const POWER_OFF: Duration = Duration::from_secs(60);
 
@@ -81,6 +84,7 @@ struct Vm {
     ended: OwnedFd,
     panicked: Arc<AtomicBool>,
     vsock: std::path::PathBuf,
+    log: std::path::PathBuf,
     with_command: bool,
     writes_disks: bool,
 }
@@ -134,6 +138,7 @@ impl Vm {
             ended: ended.into(),
             panicked,
             vsock,
+            log: log_path,
             with_command: !wanted.args.command.is_empty(),
             writes_disks: wanted.disks.iter().any(|disk| !disk.read_only),
         })
@@ -199,11 +204,18 @@ impl Vm {
     /// The exit code for a VM that ended by itself.
     fn end(self) -> Result<u8> {
         let (panicked, with_command) = (self.panicked.clone(), self.with_command);
+        let log = self.log.clone();
         let reason = self.join()?;
         let panicked = panicked.load(Ordering::Relaxed);
         let (code, text) = codes::of_end(reason, panicked, with_command);
         if code != 0 {
             note(text);
+        }
+        if panicked {
+            note(format!(
+                "its kernel log ends with:\n{}",
+                tail(&log, LAST_WORDS)
+            ));
         }
         Ok(code)
     }

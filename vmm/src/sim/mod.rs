@@ -40,6 +40,9 @@ pub(crate) struct Ended(pub u8);
 /// kernel dies of it; the next boot goes well.
 const BOOTS: u32 = 3;
 
+/// Lines of a log that tell why a simulated host ended.
+const TAIL: usize = 15;
+
 /// What a simulated host is made of.
 #[derive(Debug, Clone)]
 pub(crate) struct SimConfig {
@@ -129,7 +132,7 @@ impl SimHost {
                 }
             }
             if let Some(status) = self.qemu.try_wait().context("cannot wait for QEMU")? {
-                if self.boots == BOOTS || tail(&self.console).is_empty() {
+                if self.boots == BOOTS || tail(&self.console, TAIL).is_empty() {
                     bail!("{}", self.why_ended(status));
                 }
                 note("the simulated host died while it booted: trying again");
@@ -144,7 +147,7 @@ impl SimHost {
                 bail!(
                     "the simulated host did not boot within {} s (--boot-timeout); its kernel log ends with:\n{}",
                     self.config.boot_timeout.as_secs(),
-                    tail(&self.console)
+                    tail(&self.console, TAIL)
                 );
             }
         }
@@ -165,8 +168,8 @@ impl SimHost {
             (Some(code), _) => format!("exit code {code}"),
             (_, signal) => format!("signal {}", signal.unwrap_or(0)),
         };
-        let said = tail(&self.dir.path().join(qemu::LOG));
-        let log = tail(&self.console);
+        let said = tail(&self.dir.path().join(qemu::LOG), TAIL);
+        let log = tail(&self.console, TAIL);
         format!("the simulated host ended (QEMU: {how})\n{said}{log}")
     }
 
@@ -240,10 +243,10 @@ pub(crate) fn remove_stale() -> Result<()> {
 }
 
 /// The last lines of a log.
-fn tail(path: &Path) -> String {
+pub(crate) fn tail(path: &Path, count: usize) -> String {
     let text = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    let last = &lines[lines.len().saturating_sub(15)..];
+    let last = &lines[lines.len().saturating_sub(count)..];
     last.iter().map(|line| format!("  {line}\n")).collect()
 }
