@@ -8,6 +8,7 @@ use anyhow::Result;
 use mvas_agent::protocol::Exec;
 use mvasvm::virtio::block::disk::Disk;
 
+use super::args::DEFAULT_SIM_CPUS;
 use super::guest::{is_interactive, run_in_guest, signals};
 use super::run::Wanted;
 use super::sim::{default_mem, environment};
@@ -30,7 +31,7 @@ pub(super) fn run(wanted: &Wanted) -> Result<u8> {
     let config = SimConfig {
         kernel: sim_kernel(wanted),
         mem: default_mem()?,
-        cpus: "2".parse()?,
+        cpus: DEFAULT_SIM_CPUS.parse()?,
         shares: shares(wanted),
         boot_timeout: BOOT,
         console: None,
