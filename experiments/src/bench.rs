@@ -226,6 +226,10 @@ pub fn run(plan: &Plan) -> Result<Vec<Sample>> {
     let dir = Path::new("/run/mvas-exp");
     fs::create_dir_all(dir)?;
     let round = plan.round();
+    for system in [System::CriuTmpfs, System::Vascriu] {
+        eprintln!("warming up {system}");
+        measure(dir, 16, Pages::Small, system)?;
+    }
     let mut samples = Vec::new();
     let mut eta = Eta::new(round.iter().map(|(size, ..)| size + 256).sum::<usize>() * plan.rounds);
     for number in 1..=plan.rounds {

@@ -172,7 +172,7 @@ impl Dump {
             pages: manifest.pages(),
             criu_ms,
             frozen_ms: ms(stats.frozen_us),
-            memory_dump_ms: ms(manifest.capture_us() + stats.memdump_us + stats.memwrite_us),
+            memory_dump_ms: ms(manifest.capture_us() + stats.memdump_us),
             capture_ms: ms(manifest.capture_us()),
             pages_written: stats.pages_written,
             image_bytes: store::dir_bytes(&images),

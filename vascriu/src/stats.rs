@@ -10,9 +10,9 @@ pub struct DumpStats {
     pub freezing_us: u64,
     /// How long they were stopped.
     pub frozen_us: u64,
-    /// Finding the pages to write.
+    /// Finding the pages and writing them.
     pub memdump_us: u64,
-    /// Writing them.
+    /// Writing them alone: a part of `memdump_us`.
     pub memwrite_us: u64,
     /// Pages written to image files.
     pub pages_written: u64,
