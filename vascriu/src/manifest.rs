@@ -126,10 +126,12 @@ pub struct Task {
 }
 
 impl Task {
-    /// Whether the task that was dumped is still there.
+    /// Whether the task that was dumped goes on; one that was killed does not,
+    /// even if it has not come to its end yet.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         process::started(self.pid).is_ok_and(|s| s == self.started)
+            && !process::is_ending(self.pid)
             && !process::PidFd::open(self.pid).is_ok_and(|p| p.is_dead())
     }
 }

@@ -61,6 +61,42 @@ fn start_time(stat: &str) -> Option<u64> {
         .ok()
 }
 
+/// Whether SIGKILL is pending, by `/proc/PID/status`.
+fn kill_pending(status: &str) -> bool {
+    let sets = ["SigPnd:", "ShdPnd:"];
+    let pending = |line: &str| {
+        let set = sets.iter().find_map(|s| line.strip_prefix(s))?;
+        u64::from_str_radix(set.trim(), 16).ok()
+    };
+    let kill = 1 << (libc::SIGKILL - 1);
+    status
+        .lines()
+        .filter_map(pending)
+        .any(|set| set & kill != 0)
+}
+
+/// Field 9 of `/proc/PID/stat`, `PF_EXITING`.
+fn exiting(stat: &str) -> bool {
+    let flags = || {
+        stat.rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .nth(6)?
+            .parse::<u64>()
+            .ok()
+    };
+    flags().is_none_or(|f| f & 4 != 0)
+}
+
+/// Whether the task is gone or on its way: killed, though perhaps not yet dead.
+#[must_use]
+pub fn is_ending(pid: i32) -> bool {
+    let (Ok(status), Ok(stat)) = (read(pid, "status"), read(pid, "stat")) else {
+        return true;
+    };
+    kill_pending(&status) || exiting(&stat)
+}
+
 /// The task's PID in its innermost PID namespace.
 ///
 /// # Errors
@@ -182,6 +218,20 @@ mod tests {
         let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 99";
         assert_eq!(start_time(stat), Some(4242));
         assert_eq!(start_time("7 no parenthesis"), None);
+    }
+
+    #[test]
+    fn a_killed_task_is_ending_before_it_is_dead() {
+        assert!(kill_pending(
+            "SigPnd:\t0000000000000000\nShdPnd:\t0000000000000100\n"
+        ));
+        assert!(!kill_pending(
+            "SigPnd:\t0000000000000200\nSigBlk:\t0000000000000100\n"
+        ));
+        assert!(exiting("7 (a) S 1 7 7 0 -1 4194564 1"));
+        assert!(!exiting("7 (a) S 1 7 7 0 -1 4194560 1"));
+        assert!(!is_ending(std::process::id().cast_signed()));
+        assert!(is_ending(i32::MAX));
     }
 
     #[test]

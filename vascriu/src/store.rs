@@ -314,7 +314,13 @@ pub fn is_the_only_copy(images: &Path) -> bool {
         return false;
     };
     let whole = Session::open().is_ok_and(|s| manifest.open_all(&s).is_ok());
-    whole && !manifest.tasks.is_empty() && !manifest.tasks.iter().all(manifest::Task::is_alive)
+    let ended = || !manifest.tasks.iter().all(manifest::Task::is_alive);
+    // A task between being killed and exiting shows neither; so look again.
+    let looks = |n: u64| {
+        sleep(Duration::from_millis(20 * n.min(1)));
+        ended()
+    };
+    whole && !manifest.tasks.is_empty() && (0..5).any(looks)
 }
 
 /// Open files of all VASes of the snapshot.
