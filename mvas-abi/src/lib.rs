@@ -1,8 +1,10 @@
-//! The kernel's `/dev/vas` interface for Rust: numbers and `#[repr(C)]` structs.
+//! The kernel's `/dev/vas` interface and the virtio-vas device for Rust: numbers and
+//! `#[repr(C)]` structs.
 //!
-//! `guest-kernel/linux/include/uapi/linux/vas.h` is the single definition, and
-//! says what every field means; `tests/header.rs` compiles it and compares every
-//! size, offset and number with this crate.
+//! `guest-kernel/linux/include/uapi/linux/vas.h` and `include/virtio_vas.h` are the single
+//! definitions; `tests/header.rs` compiles them and compares every size, offset and number
+//! with this crate.
 #![no_std]
 
 pub mod vas;
+pub mod virtio_vas;

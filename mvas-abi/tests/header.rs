@@ -1,12 +1,12 @@
-//! Compiles the kernel's UAPI header with the C compiler and compares every size,
-//! offset and number with the Rust mirror.
+//! Compiles the C headers and compares every size, offset and number with the Rust mirror.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mvas_abi::vas::*;
+use mvas_abi::virtio_vas::*;
 
 /// What both sides say of one name: "sizeof x", "offsetof x.y", or a number.
 type Facts = BTreeMap<String, u64>;
@@ -73,7 +73,7 @@ macro_rules! check_numbers {
     };
 }
 
-fn mirror() -> Mirror {
+fn vas() -> Mirror {
     let mut m = Mirror::default();
     check_struct!(m, VasInfo = "vas_info" { abi_version, reserved, features });
     check_struct!(m, VasCreate = "vas_create" { name, mode, flags, id });
@@ -117,61 +117,161 @@ fn mirror() -> Mirror {
     m
 }
 
-fn uapi() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-kernel/linux/include/uapi")
+fn virtio_vas() -> Mirror {
+    let mut m = Mirror::default();
+    check_struct!(m, VirtioVasConfig = "virtio_vas_config" {
+        version, max_entries, max_meta, reserved,
+    });
+    check_struct!(m, VirtioVasRequest = "virtio_vas_request" {
+        op, count, handle, arg, reserved,
+    });
+    check_struct!(m, VirtioVasResponse = "virtio_vas_response" { status, done, value });
+    check_struct!(m, VirtioVasName = "virtio_vas_name" { name });
+    check_struct!(m, VirtioVasMap = "virtio_vas_map" { gpa, index, kind });
+    check_struct!(m, VirtioVasRange = "virtio_vas_range" { gpa, bytes });
+    check_struct!(m, VirtioVasSnapshot = "virtio_vas_snapshot" {
+        name, created_ns, meta_bytes, blocks, packed_pages, bytes, reserved,
+    });
+    check_struct!(m, VirtioVasMeta = "virtio_vas_meta" { magic, version, vases, reserved });
+    check_struct!(m, VirtioVasMetaVas = "virtio_vas_meta_vas" {
+        name, mode, vmas, runs, reserved,
+    });
+    check_struct!(m, VirtioVasMetaVma = "virtio_vas_meta_vma" {
+        start, end, pgoff, prot, flags,
+    });
+    check_struct!(m, VirtioVasMetaRun = "virtio_vas_meta_run" { start, pages, kind, index });
+    check_numbers!(
+        m,
+        VIRTIO_VAS_DEVICE_ID,
+        VIRTIO_VAS_VERSION,
+        VIRTIO_VAS_REQUESTQ,
+        VIRTIO_VAS_RELEASEQ,
+        VIRTIO_VAS_QUEUES,
+        VIRTIO_VAS_BLOCK_SIZE,
+        VIRTIO_VAS_PAGE_SIZE,
+        VIRTIO_VAS_BLOCK_PAGES,
+        VIRTIO_VAS_MAX_ENTRIES,
+        VIRTIO_VAS_MAX_BYTES,
+        VIRTIO_VAS_MAX_HANDLES,
+        VIRTIO_VAS_MAX_META,
+        VIRTIO_VAS_NAME_MAX,
+        VIRTIO_VAS_OP_CREATE,
+        VIRTIO_VAS_OP_PUBLISH,
+        VIRTIO_VAS_OP_COPY,
+        VIRTIO_VAS_OP_META,
+        VIRTIO_VAS_OP_COMMIT,
+        VIRTIO_VAS_OP_OPEN,
+        VIRTIO_VAS_OP_FETCH,
+        VIRTIO_VAS_OP_MAP,
+        VIRTIO_VAS_OP_RELEASE,
+        VIRTIO_VAS_OP_CLOSE,
+        VIRTIO_VAS_OP_LIST,
+        VIRTIO_VAS_OP_DELETE,
+        VIRTIO_VAS_S_OK,
+        VIRTIO_VAS_S_BAD_REQUEST,
+        VIRTIO_VAS_S_BAD_RANGE,
+        VIRTIO_VAS_S_BAD_HANDLE,
+        VIRTIO_VAS_S_NOT_FOUND,
+        VIRTIO_VAS_S_EXISTS,
+        VIRTIO_VAS_S_STATE,
+        VIRTIO_VAS_S_NO_SPACE,
+        VIRTIO_VAS_S_BAD_META,
+        VIRTIO_VAS_S_LIMIT,
+        VIRTIO_VAS_S_HOST,
+        VIRTIO_VAS_KIND_BLOCKS,
+        VIRTIO_VAS_KIND_PACKED,
+        VIRTIO_VAS_META_MAGIC,
+        VIRTIO_VAS_META_VERSION,
+        VIRTIO_VAS_VMA_ACCOUNT,
+        VIRTIO_VAS_VMA_NORESERVE,
+    );
+    m
+}
+
+/// A header, and the facts that the mirror has of it.
+struct Header {
+    folder: PathBuf,
+    name: &'static str,
+    mirror: Mirror,
+}
+
+fn headers() -> [Header; 2] {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    [
+        Header {
+            folder: here.join("../guest-kernel/linux/include/uapi"),
+            name: "linux/vas.h",
+            mirror: vas(),
+        },
+        Header {
+            folder: here.join("include"),
+            name: "virtio_vas.h",
+            mirror: virtio_vas(),
+        },
+    ]
 }
 
 #[test]
-fn the_mirror_agrees_with_the_kernels_header() {
-    let mirror = mirror();
+fn the_mirror_agrees_with_the_headers() {
+    for header in headers() {
+        assert_eq!(header.mirror.facts, facts_of(&header), "{}", header.name);
+    }
+}
+
+/// What the C compiler says of a header.
+fn facts_of(header: &Header) -> Facts {
     let dir = tempfile::tempdir().expect("temporary directory");
     let (source, program) = (dir.path().join("facts.c"), dir.path().join("facts"));
     std::fs::write(
         &source,
         format!(
-            "#include <stddef.h>\n#include <stdio.h>\n#include <linux/vas.h>\n\
+            "#include <stddef.h>\n#include <stdio.h>\n#include <{}>\n\
              int main(void)\n{{\n{}\treturn 0;\n}}\n",
-            mirror.c
+            header.name, header.mirror.c
         ),
     )
     .expect("writing the C program");
     let status = Command::new("cc")
         .args(["-Wall", "-Werror", "-I"])
-        .arg(uapi())
+        .arg(&header.folder)
         .arg("-o")
         .args([&program, &source])
         .status()
         .expect("cc runs (package gcc)");
-    assert!(status.success(), "the header does not compile");
+    assert!(status.success(), "{} does not compile", header.name);
 
     let output = Command::new(&program).output().expect("the program runs");
-    let header: Facts = String::from_utf8(output.stdout)
+    String::from_utf8(output.stdout)
         .expect("text")
         .lines()
         .map(|line| {
             let (value, name) = line.split_once(' ').expect("value and name");
             (name.to_owned(), value.parse().expect("a number"))
         })
-        .collect();
-    assert_eq!(mirror.facts, header);
+        .collect()
 }
 
-/// A number that is added to the header must be added to the mirror.
+/// A number that is added to a header must be added to the mirror.
 #[test]
-fn every_number_and_struct_of_the_header_is_compared() {
-    let text = std::fs::read_to_string(uapi().join("linux/vas.h")).expect("the header");
-    let facts = mirror().facts;
+fn every_number_and_struct_of_the_headers_is_compared() {
     let internal = ["VAS_IOC_MAGIC"];
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let (name, what) = match (words.next(), words.next(), words.next()) {
-            (Some("#define"), Some(name), Some(_)) => (name.to_owned(), name.to_owned()),
-            (Some("struct"), Some(name), Some("{")) => (name.to_owned(), format!("sizeof {name}")),
-            _ => continue,
-        };
-        assert!(
-            internal.contains(&name.as_str()) || facts.contains_key(&what),
-            "{name} of the header is not in the mirror"
-        );
+    for header in headers() {
+        let path = header.folder.join(header.name);
+        let text = std::fs::read_to_string(path).expect("the header");
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let (name, what) = match (words.next(), words.next(), words.next()) {
+                (Some("#define"), Some(name), Some(_)) => (name.to_owned(), name.to_owned()),
+                (Some("struct"), Some(name), Some("{")) => {
+                    (name.to_owned(), format!("sizeof {name}"))
+                }
+                _ => continue,
+            };
+            assert!(
+                internal.contains(&name.as_str()) || header.mirror.facts.contains_key(&what),
+                "{name} of {} is not in the mirror",
+                header.name
+            );
+        }
     }
 }
