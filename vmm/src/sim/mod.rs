@@ -7,6 +7,7 @@
 pub(crate) mod channels;
 mod hold_kvm;
 pub(crate) mod init;
+mod pulse;
 mod qemu;
 
 pub(crate) use qemu::{PACKAGE as EMULATOR_PACKAGE, PROGRAM as EMULATOR};
@@ -28,6 +29,7 @@ use tempfile::TempDir;
 
 use crate::cli::{note, paths};
 use channels::{Channel, Channels};
+use pulse::Pulse;
 
 /// Their folders, among those of the VMs.
 const SIMS: &str = ".sim";
@@ -85,6 +87,7 @@ pub(crate) struct SimHost {
     console: PathBuf,
     config: SimConfig,
     boots: u32,
+    _pulse: Pulse,
     _lock: Flock<fs::File>,
 }
 
@@ -105,12 +108,14 @@ impl SimHost {
             None => dir.path().join("console.log"),
         };
         let qemu = qemu::spawn(config, dir.path(), &console)?;
+        let pulse = Pulse::start(dir.path())?;
         Ok(Self {
             qemu,
             dir,
             console,
             config: config.clone(),
             boots: 1,
+            _pulse: pulse,
             _lock: lock,
         })
     }

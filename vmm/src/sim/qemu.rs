@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::SimConfig;
 use super::channels::{COUNT, Channels, PORT_PREFIX};
 use super::init::{share_argument, share_tag};
+use super::pulse::{self, Pulse};
 
 /// The emulator, and the package that brings it.
 pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
@@ -68,8 +69,9 @@ fn arguments(config: &SimConfig, dir: &Path, console: &Path, exe: &Path) -> Resu
         "-accel",
         "tcg,thread=multi,tb-size=1024",
         "-cpu",
-        // Its KVM does not see a nested guest's XSETBV, so that guest kernels warn.
-        "max,-xsave",
+        // Its KVM does not see a nested guest's XSETBV, so that guest kernels warn. Each level
+        // of page tables is walked anew for each level of the guest's.
+        "max,-xsave,-la57",
         "-device",
         "virtio-rng-pci",
         "-device",
@@ -90,12 +92,20 @@ fn arguments(config: &SimConfig, dir: &Path, console: &Path, exe: &Path) -> Resu
         &["file,id=console,path=".as_ref(), &escaped(console)],
     );
     add("-serial", &["chardev:console".as_ref()]);
+    let mut port = |id: &str, name: &str, socket: &Path| {
+        let head = format!("socket,id={id},server=on,wait=off,path=");
+        add("-chardev", &[head.as_ref(), &escaped(socket)]);
+        let device = format!("virtserialport,chardev={id},name={name}");
+        add("-device", &[device.as_ref()]);
+    };
+    port(pulse::PORT, pulse::PORT, &Pulse::socket(dir));
     for channel in 0..COUNT {
-        let socket = escaped(&Channels::socket(dir, channel));
-        let head = format!("socket,id=ch{channel},server=on,wait=off,path=");
-        add("-chardev", &[head.as_ref(), &socket]);
-        let port = format!("virtserialport,chardev=ch{channel},name={PORT_PREFIX}{channel}");
-        add("-device", &[port.as_ref()]);
+        let name = format!("{PORT_PREFIX}{channel}");
+        port(
+            &format!("ch{channel}"),
+            &name,
+            &Channels::socket(dir, channel),
+        );
     }
     let mut share = |id: &str, writable: bool, path: &Path| {
         let readonly = if writable { "off" } else { "on" };

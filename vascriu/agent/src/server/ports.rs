@@ -9,11 +9,12 @@ use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::{Server, log};
 
-/// How often idle ports are asked for a peer: the kernel has nothing to wait on for that.
-const IDLE: Duration = Duration::from_millis(20);
+/// Pause after a session that failed, so that a peer that talks nonsense costs little.
+const AFTER_FAILURE: Duration = Duration::from_millis(20);
 
 /// Serves all ports whose names in `/sys/class/virtio-ports` begin with `prefix`, each by a
 /// thread of its own, for ever.
@@ -48,18 +49,35 @@ pub fn serve_ports(server: &Server, prefix: &str) -> io::Result<()> {
 
 fn serve_port(server: &Server, port: &File) {
     loop {
-        if connected(port) {
-            let served = port
-                .as_fd()
-                .try_clone_to_owned()
-                .map_err(Into::into)
-                .and_then(|fd: OwnedFd| server.serve(fd));
-            if let Err(error) = served {
-                log(crate::chain(&error));
-            }
+        if let Err(error) = wait_for_peer(port) {
+            log(format!("cannot wait for a peer: {error}"));
+            return;
         }
-        thread::sleep(IDLE);
+        let served = port
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(Into::into)
+            .and_then(|fd: OwnedFd| server.serve(fd));
+        if let Err(error) = served {
+            log(crate::chain(&error));
+            thread::sleep(AFTER_FAILURE);
+        }
     }
+}
+
+/// Blocks until the port has a peer. A port without one polls as hung up at once, so the wait
+/// is for an edge: the driver wakes those who wait when a peer comes or goes.
+fn wait_for_peer(port: &File) -> io::Result<()> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let edges = EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLET;
+    epoll.add(port, EpollEvent::new(edges, 0))?;
+    while !connected(port) {
+        match epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 fn connected(port: &File) -> bool {
