@@ -1,16 +1,17 @@
 //! The file that backs a guest's memory.
 
 use std::ffi::CString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use thiserror::Error;
 
+use crate::locked::{self, open_locked};
 use crate::range::{FileOffset, FileRange};
 
 /// Why a RAM file could not be made.
@@ -92,10 +93,10 @@ impl RamFile {
             return Err(RamError::Name(name.to_owned()));
         }
         let path = dir.join(format!("{name}.ram"));
-        let file = open_locked(&path)?;
+        let file = open_locked(&path).map_err(|e| failed("open", &path, e))?;
         // Owned from here on: an error below removes the file.
         let ram = Self {
-            file,
+            file: file.ok_or_else(|| RamError::InUse(path.clone()))?,
             range,
             path: Some(path.clone()),
         };
@@ -104,6 +105,24 @@ impl RamFile {
             .and_then(|()| ram.file.set_len(len))
             .map_err(|e| failed("size", &path, e))?;
         Ok(ram)
+    }
+
+    /// The new file `path` of `len` bytes, locked for as long as it is open, which nobody
+    /// removes: the store knows when.
+    pub(crate) fn create_kept(path: &Path, len: u64) -> Result<Self, RamError> {
+        let range = whole(len)?;
+        let file = locked::options()
+            .create_new(true)
+            .open(path)
+            .map_err(|e| failed("make", path, e))?;
+        file.lock()
+            .and_then(|()| file.set_len(len))
+            .map_err(|e| failed("size", path, e))?;
+        Ok(Self {
+            file,
+            range,
+            path: None,
+        })
     }
 
     /// The file.
@@ -152,34 +171,6 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> RamError {
         what,
         path: path.to_owned(),
         source,
-    }
-}
-
-/// Opens or creates the file and locks it, sure that the name still means this file.
-fn open_locked(path: &Path) -> Result<File, RamError> {
-    loop {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(nix::libc::O_NOFOLLOW)
-            .open(path)
-            .map_err(|e| failed("open", path, e))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(RamError::InUse(path.to_owned())),
-            Err(fs::TryLockError::Error(e)) => return Err(failed("lock", path, e)),
-        }
-        // Its last owner may have removed the name between our open and our lock.
-        let ours = file.metadata().map_err(|e| failed("stat", path, e))?;
-        match fs::symlink_metadata(path) {
-            Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => {
-                return Ok(file);
-            }
-            _ => {}
-        }
     }
 }
 

@@ -1,0 +1,235 @@
+//! Which snapshots there are, which VM runs, and which blocks are needed.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+
+use super::error::failed;
+use super::extent::{BLOCK, ExtentRun, ExtentSet};
+use super::id::{RunId, SnapshotName};
+use super::manifest::{self, FIXED, Head, Manifest, ManifestError};
+use super::sweep::BrokenSnapshot;
+use super::uses::{self, Uses};
+use super::{Locked, StoreError};
+use crate::locked;
+
+/// Heads that were read and verified. A manifest is never changed: the same file with the
+/// same times has the same head.
+pub(super) type Cache = HashMap<String, (Stamp, Arc<Head>)>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp([i64; 4], [u64; 3]);
+
+impl Stamp {
+    fn of(file: &File) -> std::io::Result<Self> {
+        let m = file.metadata()?;
+        Ok(Self(
+            [m.ctime(), m.ctime_nsec(), m.mtime(), m.mtime_nsec()],
+            [m.dev(), m.ino(), m.len()],
+        ))
+    }
+}
+
+/// All manifests.
+pub(super) struct Catalog {
+    /// Those with a whole head, by name.
+    pub heads: Vec<(SnapshotName, Arc<Head>)>,
+    /// Those of snapshots that were removed, whose blocks are not freed yet: file names.
+    pub gone: Vec<(String, Option<Arc<Head>>)>,
+    /// Those whose blocks nobody can tell.
+    pub broken: Vec<BrokenSnapshot>,
+    /// Bytes that all of them have.
+    pub bytes: u64,
+}
+
+impl Catalog {
+    /// Blocks that snapshots need.
+    pub fn needed(&self) -> ExtentSet {
+        self.heads
+            .iter()
+            .flat_map(|(_, head)| head.needs())
+            .collect()
+    }
+}
+
+/// One VM run that the store knows.
+pub(super) struct RunState {
+    pub id: RunId,
+    pub alive: bool,
+    /// Length of its RAM file in blocks.
+    pub blocks: u64,
+}
+
+impl Locked<'_> {
+    pub fn catalog(&self) -> Result<Catalog, StoreError> {
+        let mut catalog = Catalog {
+            heads: Vec::new(),
+            gone: Vec::new(),
+            broken: Vec::new(),
+            bytes: 0,
+        };
+        let cache = &self.store.0.cache;
+        let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fresh = Cache::new();
+        for file_name in self.dir().list("snapshots")? {
+            let path = self.dir().snapshots().join(&file_name);
+            let name = file_name.strip_suffix(".snap").map(str::parse);
+            let gone = file_name.ends_with(".gone");
+            if !gone && !matches!(name, Some(Ok(_))) {
+                continue; // not ours; `check` tells
+            }
+            let file = open(&path)?.ok_or_else(|| StoreError::NotAStore {
+                path: self.dir().snapshots(),
+                found: file_name.clone(),
+            })?;
+            let stamp = Stamp::of(&file).map_err(failed("stat", &path))?;
+            catalog.bytes += stamp.1[2];
+            let known = cache.get(&file_name).filter(|(at, _)| *at == stamp);
+            let head = match known {
+                Some((_, head)) => Ok(head.clone()),
+                None => read_head(&file, &path)?.map(Arc::new),
+            };
+            if let Ok(head) = &head {
+                fresh.insert(file_name.clone(), (stamp, head.clone()));
+            }
+            match (head, name) {
+                (Ok(head), Some(Ok(name))) => catalog.heads.push((name, head)),
+                (Err(reason), Some(Ok(name))) => catalog.broken.push(BrokenSnapshot {
+                    name,
+                    reason: reason.to_string(),
+                }),
+                (head, _) => catalog.gone.push((file_name, head.ok())),
+            }
+        }
+        *cache = fresh;
+        Ok(catalog)
+    }
+
+    /// All VM runs with a RAM file.
+    pub fn runs(&self) -> Result<Vec<RunState>, StoreError> {
+        let mut runs = Vec::new();
+        for file_name in self.dir().list("ram")? {
+            let id = file_name.strip_suffix(".ram").map(str::parse::<RunId>);
+            let Some(Ok(id)) = id else { continue };
+            let path = self.dir().ram(id);
+            let Some(file) = open(&path)? else { continue };
+            let len = file.metadata().map_err(failed("stat", &path))?.len();
+            runs.push(RunState {
+                id,
+                alive: is_locked(&file, &path)?,
+                blocks: len.div_ceil(BLOCK),
+            });
+        }
+        Ok(runs)
+    }
+
+    /// What living VM runs say that they use.
+    pub fn living_uses(&self, runs: &[RunState]) -> Result<Vec<Uses>, StoreError> {
+        let living = runs.iter().filter(|run| run.alive);
+        living
+            .map(|run| uses::read(run.id, &self.dir().uses(run.id)))
+            .collect()
+    }
+
+    /// Every block that a snapshot or a living VM run needs, but for what is a living run's
+    /// own and never was a snapshot's.
+    pub fn needed(&self, catalog: &Catalog, runs: &[RunState]) -> Result<ExtentSet, StoreError> {
+        let uses = self.living_uses(runs)?;
+        let used = uses.iter().flat_map(|u| u.extents.runs());
+        let named = catalog.heads.iter().flat_map(|(_, head)| head.needs());
+        Ok(used.copied().chain(named).collect())
+    }
+
+    /// Reads a snapshot and verifies all of it.
+    pub fn load(&self, name: &SnapshotName) -> Result<Manifest, StoreError> {
+        let path = self.dir().manifest(name);
+        let Some(mut file) = open(&path)? else {
+            return Err(StoreError::NotFound(name.clone()));
+        };
+        let broken = |source| StoreError::Broken {
+            name: name.clone(),
+            source,
+        };
+        let head = read_head(&file, &path)?.map_err(broken)?;
+        let mut meta = Vec::new(); // the rest, whose length was checked
+        file.read_to_end(&mut meta).map_err(failed("read", &path))?;
+        manifest::check_meta(&head, &meta).map_err(broken)?;
+        if head.name != *name {
+            return Err(broken(ManifestError::Disagrees("the name")));
+        }
+        if let Some(run) = self.missing(&head)? {
+            return Err(broken(ManifestError::NoExtent {
+                run: run.run,
+                block: run.first,
+            }));
+        }
+        Ok(Manifest {
+            head: Arc::new(head),
+            meta: meta.into(),
+        })
+    }
+
+    /// Blocks that a manifest names and no RAM file has.
+    fn missing(&self, head: &Head) -> Result<Option<ExtentRun>, StoreError> {
+        let needed = head.needed();
+        for run in needed.run_ids() {
+            let path = self.dir().ram(run);
+            let blocks = match open(&path)? {
+                Some(file) => file.metadata().map_err(failed("stat", &path))?.len() / BLOCK,
+                None => 0,
+            };
+            let there = ExtentRun {
+                run,
+                first: 0,
+                count: blocks,
+            };
+            let missing = needed.minus(&std::iter::once(there).collect());
+            if let Some(first) = missing.of(run).first() {
+                return Ok(Some(*first));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A file of the store for reading and writing; `None` if there is none.
+pub(super) fn open(path: &Path) -> Result<Option<File>, StoreError> {
+    match locked::options().open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed("open", path)(e)),
+    }
+}
+
+/// Whether somebody holds the file's lock. Only under the store's lock: it takes the lock
+/// for a moment.
+pub(super) fn is_locked(file: &File, path: &Path) -> Result<bool, StoreError> {
+    match file.try_lock() {
+        Ok(()) => {
+            file.unlock().map_err(failed("unlock", path))?;
+            Ok(false)
+        }
+        Err(std::fs::TryLockError::WouldBlock) => Ok(true),
+        Err(std::fs::TryLockError::Error(e)) => Err(failed("lock", path)(e)),
+    }
+}
+
+/// The head of a manifest; what is wrong with it is the inner error.
+fn read_head(mut file: &File, path: &Path) -> Result<Result<Head, ManifestError>, StoreError> {
+    let len = file.metadata().map_err(failed("stat", path))?.len();
+    let mut bytes = Vec::new();
+    let mut read = |upto: usize, bytes: &mut Vec<u8>| {
+        let more = (upto - bytes.len()) as u64;
+        file.by_ref().take(more).read_to_end(bytes)
+    };
+    read(FIXED, &mut bytes).map_err(failed("read", path))?;
+    let head_len = match manifest::lengths(&bytes, len) {
+        Ok((head, _)) => head,
+        Err(e) => return Ok(Err(e)),
+    };
+    read(head_len, &mut bytes).map_err(failed("read", path))?;
+    Ok(manifest::decode_head(&bytes))
+}

@@ -1,0 +1,301 @@
+//! Snapshots in the making, and snapshots that are open.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::mem;
+use std::ops::Deref;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::libc::O_TMPFILE;
+use nix::unistd::linkat;
+
+use super::catalog::Catalog;
+use super::error::failed;
+use super::extent::{BLOCK, Extent, ExtentList};
+use super::id::SnapshotName;
+use super::manifest::{self, Head, Manifest, ManifestError};
+use super::{Locked, PAGES, StoreError, StoreRun, catalog, meta};
+use crate::locked::open_locked;
+use crate::range::FileRange;
+
+/// A snapshot in the making: blocks, packed pages, metadata. Dropping it gives it up.
+///
+/// Its name is taken for as long as its file `drafts/NAME` is locked; what that file says is
+/// how much room it keeps.
+#[derive(Debug)]
+pub struct Draft {
+    run: StoreRun,
+    name: SnapshotName,
+    file: File,
+    path: PathBuf,
+    reserved: u64,
+    blocks: Vec<Extent>,
+    packed: Vec<Extent>,
+    /// How many pages of the packed blocks have content.
+    pub packed_pages: u64,
+    /// The metadata so far.
+    pub meta: Vec<u8>,
+}
+
+impl Draft {
+    pub(super) fn new(run: &StoreRun, name: SnapshotName) -> Result<Self, StoreError> {
+        let store = run.store();
+        let _locked = store.lock()?;
+        if catalog::open(&store.dir().manifest(&name))?.is_some() {
+            return Err(StoreError::Exists(name));
+        }
+        let path = store.dir().draft(&name);
+        let Some(file) = open_locked(&path).map_err(failed("make", &path))? else {
+            return Err(StoreError::Drafted(name));
+        };
+        let draft = Self {
+            run: run.clone(),
+            name,
+            file,
+            path,
+            reserved: 0,
+            blocks: Vec::new(),
+            packed: Vec::new(),
+            packed_pages: 0,
+            meta: Vec::new(),
+        };
+        draft.note_reserved(0)?;
+        Ok(draft)
+    }
+
+    /// The name of the snapshot.
+    pub fn name(&self) -> &SnapshotName {
+        &self.name
+    }
+
+    /// Its blocks of guest memory.
+    pub fn blocks(&self) -> &[Extent] {
+        &self.blocks
+    }
+
+    /// Its blocks of packed pages.
+    pub fn packed(&self) -> &[Extent] {
+        &self.packed
+    }
+
+    /// Adds blocks that the run uses ([`StoreRun::use_extents`]); the draft needs them now, too.
+    /// Returns the index of the first.
+    ///
+    /// # Errors
+    /// The run does not use one of them.
+    pub fn push_blocks(&mut self, extents: &[Extent]) -> Result<u64, StoreError> {
+        self.run.use_extents(extents)?;
+        let index = self.blocks.len() as u64;
+        self.blocks.extend(extents);
+        Ok(index)
+    }
+
+    /// Hands blocks from [`StoreRun::allocate_backed`] over to the draft, to be filled with
+    /// pages by and by ([`Self::packed_pages`]).
+    ///
+    /// # Errors
+    /// The range is not this run's, or there is no space to note it.
+    pub fn push_packed(&mut self, range: FileRange) -> Result<(), StoreError> {
+        let extents = self.run.own_extents(range)?;
+        self.run.use_extents(&extents)?;
+        self.packed.extend(extents);
+        Ok(())
+    }
+
+    pub(super) fn reserve(&mut self, blocks: u64) -> Result<(), StoreError> {
+        let locked = self.run.store().lock()?;
+        let wanted = blocks.saturating_mul(BLOCK);
+        if let Some(limit) = locked.store.0.limit {
+            let catalog = locked.catalog()?;
+            let used = locked.taken(&catalog)?;
+            check_limit(used, wanted, limit)?;
+        }
+        let reserved = self.reserved.saturating_add(blocks);
+        self.note_reserved(reserved)?;
+        self.reserved = reserved;
+        Ok(())
+    }
+
+    fn note_reserved(&self, blocks: u64) -> Result<(), StoreError> {
+        let noted = self.file.write_all_at(&blocks.to_le_bytes(), 0);
+        noted.map_err(failed("write", &self.path))
+    }
+
+    pub(super) fn commit(&mut self) -> Result<OpenSnapshot, StoreError> {
+        let head = self.head()?;
+        let bytes = manifest::encode(&head, &self.meta).map_err(|source| StoreError::Broken {
+            name: self.name.clone(),
+            source,
+        })?;
+        let locked = self.run.store().lock()?;
+        self.check_room(&locked, &head, bytes.len() as u64)?;
+        locked.link_manifest(&self.name, &bytes)?;
+        drop(locked);
+        let manifest = Manifest {
+            head: Arc::new(head),
+            meta: mem::take(&mut self.meta).into(),
+        };
+        let mut held = mem::take(&mut self.blocks);
+        held.append(&mut self.packed);
+        self.reserved = 0;
+        // The name is the snapshot's now; this room is its own.
+        let _ = self.note_reserved(0);
+        Ok(OpenSnapshot::new(&self.run, manifest, held))
+    }
+
+    fn head(&self) -> Result<Head, StoreError> {
+        let blocks = ExtentList::try_from(self.blocks.as_slice())?;
+        let packed = ExtentList::try_from(self.packed.as_slice())?;
+        let pages = self.packed_pages;
+        let sums = meta::check(&self.meta, blocks.len(), pages).map_err(StoreError::BadMeta)?;
+        if pages > packed.len() * PAGES {
+            return Err(StoreError::Broken {
+                name: self.name.clone(),
+                source: ManifestError::Disagrees("the packed pages"),
+            });
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default().as_nanos();
+        Ok(Head {
+            name: self.name.clone(),
+            vm: self.run.vm().to_owned(),
+            run: self.run.id(),
+            created_ns: u64::try_from(now).unwrap_or(u64::MAX),
+            vases: sums.vases,
+            vmas: sums.vmas,
+            pages: sums.pages,
+            blocks,
+            packed,
+            packed_pages: pages,
+            meta_bytes: self.meta.len() as u64,
+            meta_sha256: manifest::digest(&self.meta),
+        })
+    }
+
+    fn check_room(&self, locked: &Locked<'_>, head: &Head, bytes: u64) -> Result<(), StoreError> {
+        let Some(limit) = locked.store.0.limit else {
+            return Ok(());
+        };
+        let catalog = locked.catalog()?;
+        let taken = locked.taken(&catalog)?;
+        let new = head.needed().minus(&catalog.needed()).len() * BLOCK;
+        // What it kept room for is now counted as its blocks.
+        let kept = self.reserved.saturating_mul(BLOCK);
+        let used = taken.saturating_sub(kept);
+        check_limit(used, new.saturating_add(bytes), limit)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Still locked, so the name is ours. What fails here, the next who opens the store does.
+        let _ = fs::remove_file(&self.path);
+        self.blocks.append(&mut self.packed);
+        let _ = self.run.release_extents(&self.blocks);
+    }
+}
+
+fn check_limit(used: u64, wanted: u64, limit: u64) -> Result<(), StoreError> {
+    if used.saturating_add(wanted) > limit {
+        return Err(StoreError::Limit {
+            used,
+            limit,
+            wanted,
+        });
+    }
+    Ok(())
+}
+
+impl Locked<'_> {
+    /// Bytes that snapshots take, and that drafts keep room for.
+    fn taken(&self, catalog: &Catalog) -> Result<u64, StoreError> {
+        let mut bytes = catalog.bytes + catalog.needed().len() * BLOCK;
+        for name in self.dir().list("drafts")? {
+            let Ok(name) = name.parse::<SnapshotName>() else {
+                continue;
+            };
+            let path = self.dir().draft(&name);
+            let Some(file) = catalog::open(&path)? else {
+                continue;
+            };
+            let mut blocks = [0; 8];
+            if catalog::is_locked(&file, &path)? && file.read_exact_at(&mut blocks, 0).is_ok() {
+                let kept = u64::from_le_bytes(blocks).saturating_mul(BLOCK);
+                bytes = bytes.saturating_add(kept);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Writes a manifest: it is there whole, or not at all, and never over another.
+    fn link_manifest(&self, name: &SnapshotName, bytes: &[u8]) -> Result<(), StoreError> {
+        let (folder, path) = (self.dir().snapshots(), self.dir().manifest(name));
+        let mut file = unnamed_file(&folder)?;
+        file.write_all(bytes).map_err(failed("write", &path))?;
+        let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let linked = linkat(
+            AT_FDCWD,
+            Path::new(&from),
+            AT_FDCWD,
+            &path,
+            AtFlags::AT_SYMLINK_FOLLOW,
+        );
+        linked.map_err(|e| match e {
+            Errno::EEXIST => StoreError::Exists(name.clone()),
+            e => failed("make", &path)(e),
+        })
+    }
+}
+
+fn unnamed_file(folder: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600).custom_flags(O_TMPFILE);
+    options
+        .open(folder)
+        .map_err(failed("make a file in", folder))
+}
+
+/// A complete snapshot whose extents this run uses, so that they stay until it is dropped,
+/// and longer where [`StoreRun::use_extents`] was told that the guest sees them.
+#[derive(Debug)]
+pub struct OpenSnapshot {
+    run: StoreRun,
+    manifest: Manifest,
+    held: Vec<Extent>,
+}
+
+impl OpenSnapshot {
+    pub(super) fn new(run: &StoreRun, manifest: Manifest, held: Vec<Extent>) -> Self {
+        Self {
+            run: run.clone(),
+            manifest,
+            held,
+        }
+    }
+
+    /// What is in it.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+}
+
+impl Deref for OpenSnapshot {
+    type Target = Manifest;
+
+    fn deref(&self) -> &Manifest {
+        &self.manifest
+    }
+}
+
+impl Drop for OpenSnapshot {
+    fn drop(&mut self) {
+        // What fails here is done when the run ends.
+        let _ = self.run.release_extents(&self.held);
+    }
+}

@@ -1,0 +1,151 @@
+//! The snapshot store: a directory in host memory that outlives guests and monitors.
+//!
+//! `docs/STORE.md` says what is in it and who owns a block. Nothing is counted on disk: what
+//! a block is needed for is derived, under the store's lock, from the manifests and from
+//! what living VM runs say that they use.
+//!
+//! ```
+//! use mvas_host::store::{Store, StoreOptions};
+//! let folder = tempfile::tempdir()?;
+//! let options = StoreOptions { force: true, ..StoreOptions::default() };
+//! let store = Store::open(&folder.path().join("store"), options)?;
+//! let run = store.start_run("vm", 64 << 20)?;
+//! assert_eq!(run.ram().range().len(), 64 << 20);
+//! assert!(store.snapshots()?.is_empty());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod catalog;
+mod dir;
+mod draft;
+mod error;
+mod extent;
+mod id;
+mod ledger;
+mod manifest;
+pub mod meta;
+mod report;
+mod run;
+mod sweep;
+mod uses;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use nix::unistd::geteuid;
+
+use catalog::Cache;
+use dir::StoreDir;
+use error::failed;
+
+pub use draft::{Draft, OpenSnapshot};
+pub use error::StoreError;
+pub use extent::{BLOCK, Extent, ExtentList, ExtentRun};
+pub use id::{RunId, SnapshotName};
+pub use manifest::{Head, Manifest, ManifestError};
+pub use report::{CheckReport, Problem, SnapshotEntry, SnapshotFacts, SnapshotState};
+pub use run::StoreRun;
+pub use sweep::{BrokenSnapshot, Freed};
+
+/// Pages of 4 KiB in a block.
+pub const PAGES: u64 = BLOCK / 4096;
+
+/// How to use a store.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StoreOptions {
+    /// The most bytes that snapshots may own together; `None`: what the file system has.
+    pub limit: Option<u64>,
+    /// Use a file system other than tmpfs, for tests.
+    pub force: bool,
+}
+
+/// An opened store. Cheap to clone; several threads and processes may use one directory.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: StoreDir,
+    limit: Option<u64>,
+    cache: Mutex<Cache>,
+}
+
+impl Store {
+    /// Opens the store in `dir`, which is made if it is missing, and cleans up what killed
+    /// monitors left.
+    ///
+    /// # Errors
+    /// The directory is not ours alone, not on a tmpfs, or used for something else.
+    pub fn open(dir: &Path, options: StoreOptions) -> Result<Self, StoreError> {
+        let dir = StoreDir::open(dir, options.force)?;
+        let store = Self(Arc::new(Inner {
+            dir,
+            limit: options.limit,
+            cache: Mutex::default(),
+        }));
+        let locked = store.lock()?;
+        store.dir().prepare()?;
+        locked.sweep(false)?;
+        drop(locked);
+        Ok(store)
+    }
+
+    /// The store of this user when none is named: `/dev/shm/mvas-UID`.
+    pub fn default_dir() -> PathBuf {
+        PathBuf::from(format!("/dev/shm/mvas-{}", geteuid()))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.dir.path()
+    }
+
+    /// Reads a complete snapshot. Its memory may go when it is removed: who wants to map it
+    /// uses [`StoreRun::open`].
+    ///
+    /// # Errors
+    /// There is no such snapshot, or it is broken.
+    pub fn load(&self, name: &SnapshotName) -> Result<Manifest, StoreError> {
+        self.lock()?.load(name)
+    }
+
+    /// Begins a VM run: makes its RAM file for `mem_bytes` (rounded up to blocks) of guest
+    /// memory, sparse and zeroed.
+    ///
+    /// # Errors
+    /// `vm_name` cannot be a name, or the file system refuses.
+    pub fn start_run(&self, vm_name: &str, mem_bytes: u64) -> Result<StoreRun, StoreError> {
+        StoreRun::start(self, vm_name, mem_bytes)
+    }
+
+    fn dir(&self) -> &StoreDir {
+        &self.0.dir
+    }
+
+    /// Waits until nobody else changes the store.
+    fn lock(&self) -> Result<Locked<'_>, StoreError> {
+        let path = self.dir().lock();
+        let file = crate::locked::options()
+            .create(true)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        file.lock().map_err(failed("lock", &path))?;
+        Ok(Locked {
+            store: self,
+            _lock: file,
+        })
+    }
+}
+
+/// The store while nobody else changes it. Whatever reads or changes what processes share
+/// is a method of this.
+struct Locked<'a> {
+    store: &'a Store,
+    _lock: std::fs::File,
+}
+
+impl Locked<'_> {
+    fn dir(&self) -> &StoreDir {
+        self.store.dir()
+    }
+}

@@ -1,0 +1,312 @@
+//! What is in the store, and whether all of it is right.
+
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use serde::Serialize;
+
+use super::catalog::{self, Catalog, RunState};
+use super::error::failed;
+use super::extent::{BLOCK, ExtentRun, ExtentSet};
+use super::id::{RunId, SnapshotName};
+use super::manifest::Head;
+use super::uses::Uses;
+use super::{Locked, Store, StoreError};
+
+/// A snapshot in the store.
+#[derive(Debug, Clone, Serialize)]
+pub struct SnapshotEntry {
+    /// Its name.
+    pub name: SnapshotName,
+    /// Whether it can be used, and what is known of it.
+    #[serde(flatten)]
+    pub state: SnapshotState,
+}
+
+/// Whether a snapshot can be used.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum SnapshotState {
+    /// It can.
+    Complete(SnapshotFacts),
+    /// It cannot.
+    Broken {
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// What there is to tell of a complete snapshot.
+#[derive(Debug, Clone, Serialize)]
+pub struct SnapshotFacts {
+    /// Name of the VM that made it.
+    pub vm: String,
+    /// That VM's run.
+    pub run: RunId,
+    /// When, nanoseconds since 1970.
+    pub created_ns: u64,
+    /// Virtual address spaces: one for each task, and one for CRIU's images.
+    pub vases: u64,
+    /// Bytes of memory that they have.
+    pub memory_bytes: u64,
+    /// Extents that hold it, each once.
+    pub extents: u64,
+    /// Bytes of extents that no other snapshot has.
+    pub own_bytes: u64,
+    /// Bytes of extents that other snapshots have, too.
+    pub shared_bytes: u64,
+    /// Bytes of metadata.
+    pub meta_bytes: u64,
+    /// Living VMs that use its extents.
+    pub used_by: Vec<String>,
+}
+
+/// What [`Store::check`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// Complete snapshots.
+    pub snapshots: u64,
+    /// RAM files, those of living VM runs included.
+    pub ram_files: u64,
+    /// Living VM runs.
+    pub living: u64,
+    /// Extents that snapshots have, each once.
+    pub extents: u64,
+    /// What is wrong; empty if nothing is.
+    pub problems: Vec<Problem>,
+}
+
+/// Something wrong in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// With which file.
+    pub path: PathBuf,
+    /// What it is.
+    pub what: String,
+}
+
+impl Store {
+    /// All snapshots by name, the broken ones included.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn snapshots(&self) -> Result<Vec<SnapshotEntry>, StoreError> {
+        let locked = self.lock()?;
+        let catalog = locked.catalog()?;
+        let uses = locked.living_uses(&locked.runs()?)?;
+        let mut entries = Vec::new();
+        for (name, head) in &catalog.heads {
+            let state = match locked.load(name) {
+                Ok(_) => SnapshotState::Complete(facts(name, head, &catalog, &uses)),
+                Err(e @ StoreError::Broken { .. }) => broken(&e),
+                Err(e) => return Err(e),
+            };
+            let name = name.clone();
+            entries.push(SnapshotEntry { name, state });
+        }
+        entries.extend(catalog.broken.into_iter().map(|b| SnapshotEntry {
+            name: b.name,
+            state: SnapshotState::Broken { reason: b.reason },
+        }));
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    /// Verifies everything in the store.
+    ///
+    /// # Errors
+    /// The store cannot be read at all.
+    pub fn check(&self) -> Result<CheckReport, StoreError> {
+        let locked = self.lock()?;
+        let catalog = locked.catalog()?;
+        let runs = locked.runs()?;
+        let mut report = CheckReport {
+            snapshots: catalog.heads.len() as u64,
+            ram_files: runs.len() as u64,
+            living: runs.iter().filter(|run| run.alive).count() as u64,
+            extents: catalog.needed().len(),
+            problems: Vec::new(),
+        };
+        locked.check_manifests(&catalog, &mut report)?;
+        locked.check_names(&mut report)?;
+        locked.check_uses(&runs, &mut report)?;
+        if catalog.broken.is_empty() {
+            locked.check_memory(&catalog, &runs, &mut report)?;
+        }
+        Ok(report)
+    }
+}
+
+fn broken(error: &StoreError) -> SnapshotState {
+    let cause = std::error::Error::source(error);
+    SnapshotState::Broken {
+        reason: cause.map_or_else(|| error.to_string(), ToString::to_string),
+    }
+}
+
+fn facts(name: &SnapshotName, head: &Head, catalog: &Catalog, uses: &[Uses]) -> SnapshotFacts {
+    let needed = head.needed();
+    let others = catalog.heads.iter().filter(|(other, _)| other != name);
+    let others: ExtentSet = others.flat_map(|(_, head)| head.needs()).collect();
+    let own = needed.minus(&others).len();
+    let users = uses.iter().filter(|u| !u.extents.and(&needed).is_empty());
+    SnapshotFacts {
+        vm: head.vm.clone(),
+        run: head.run,
+        created_ns: head.created_ns,
+        vases: head.vases,
+        memory_bytes: head.pages.saturating_mul(4096),
+        extents: needed.len(),
+        own_bytes: own * BLOCK,
+        shared_bytes: (needed.len() - own) * BLOCK,
+        meta_bytes: head.meta_bytes,
+        used_by: users.map(|u| u.vm.clone()).collect(),
+    }
+}
+
+impl CheckReport {
+    fn problem(&mut self, path: PathBuf, what: impl Into<String>) {
+        let what = what.into();
+        self.problems.push(Problem { path, what });
+    }
+}
+
+impl Locked<'_> {
+    fn check_manifests(
+        &self,
+        catalog: &Catalog,
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
+        for (name, _) in &catalog.heads {
+            match self.load(name) {
+                Ok(_) => {}
+                Err(e @ StoreError::Broken { .. }) => {
+                    report.snapshots -= 1;
+                    if let SnapshotState::Broken { reason } = broken(&e) {
+                        report.problem(self.dir().manifest(name), reason);
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        for broken in &catalog.broken {
+            report.problem(self.dir().manifest(&broken.name), &broken.reason);
+        }
+        for (file, _) in &catalog.gone {
+            let path = self.dir().snapshots().join(file);
+            report.problem(path, "a snapshot that was not removed completely: run gc");
+        }
+        Ok(())
+    }
+
+    /// Nothing but what belongs there, and nothing of the dead.
+    fn check_names(&self, report: &mut CheckReport) -> Result<(), StoreError> {
+        type Known = fn(&str) -> bool;
+        let known: [(&str, Known); 5] = [
+            ("", |name| {
+                ["version", "lock", "ram", "uses", "snapshots", "drafts"].contains(&name)
+            }),
+            ("ram", |name| is_name::<RunId>(name, ".ram")),
+            ("uses", |name| is_name::<RunId>(name, "")),
+            ("drafts", |name| is_name::<SnapshotName>(name, "")),
+            ("snapshots", |name| {
+                is_name::<SnapshotName>(name, ".snap") || name.ends_with(".gone")
+            }),
+        ];
+        for (folder, known) in known {
+            for name in self.dir().list(folder)? {
+                if !known(&name) {
+                    let path = self.dir().path().join(folder).join(name);
+                    report.problem(path, "does not belong into a store");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_uses(&self, runs: &[RunState], report: &mut CheckReport) -> Result<(), StoreError> {
+        let there: ExtentSet = runs
+            .iter()
+            .map(|run| ExtentRun {
+                run: run.id,
+                first: 0,
+                count: run.blocks,
+            })
+            .collect();
+        for uses in self.living_uses(runs)? {
+            if let Some(run) = uses.extents.minus(&there).runs().first() {
+                let what = format!(
+                    "uses block {} of {}, which is not there",
+                    run.first, run.run
+                );
+                report.problem(self.dir().uses(uses.run), what);
+            }
+        }
+        for name in self.dir().list("uses")? {
+            if let Ok(id) = name.parse::<RunId>()
+                && !runs.iter().any(|run| run.id == id && run.alive)
+            {
+                report.problem(self.dir().uses(id), "is of a dead VM: run gc");
+            }
+        }
+        Ok(())
+    }
+
+    /// RAM files of dead runs hold nothing that nobody needs.
+    fn check_memory(
+        &self,
+        catalog: &Catalog,
+        runs: &[RunState],
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
+        let needed = self.needed(catalog, runs)?;
+        for run in runs.iter().filter(|run| !run.alive) {
+            let path = self.dir().ram(run.id);
+            let Some(file) = catalog::open(&path)? else {
+                continue;
+            };
+            if needed.of(run.id).is_empty() {
+                report.problem(path, "is of a dead VM, and nothing in it is needed: run gc");
+                continue;
+            }
+            let all = ExtentRun {
+                run: run.id,
+                first: 0,
+                count: run.blocks,
+            };
+            let gaps = std::iter::once(all).collect::<ExtentSet>().minus(&needed);
+            for gap in gaps.runs() {
+                if has_data(&file, *gap).map_err(failed("examine", &path))? {
+                    let what = format!(
+                        "has memory from block {} that nobody needs: run gc",
+                        gap.first
+                    );
+                    report.problem(path.clone(), what);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_name<T: std::str::FromStr>(name: &str, suffix: &str) -> bool {
+    name.strip_suffix(suffix)
+        .is_some_and(|name| name.parse::<T>().is_ok())
+}
+
+/// Whether the file has memory somewhere in these blocks.
+fn has_data(file: &std::fs::File, blocks: ExtentRun) -> Result<bool, Errno> {
+    let Ok(start) = i64::try_from(blocks.first.saturating_mul(BLOCK)) else {
+        return Ok(false);
+    };
+    match lseek(file, start, Whence::SeekData) {
+        Ok(at) => {
+            let end = (blocks.first + blocks.count).saturating_mul(BLOCK);
+            Ok(u64::try_from(at).is_ok_and(|at| at < end))
+        }
+        Err(Errno::ENXIO) => Ok(false),
+        Err(e) => Err(e),
+    }
+}

@@ -1,0 +1,279 @@
+//! A living VM run's part of the store.
+
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::draft::{Draft, OpenSnapshot};
+use super::error::failed;
+use super::extent::{BLOCK, Extent, ExtentRun};
+use super::id::{RunId, SnapshotName};
+use super::ledger::{Ledger, blocks_of};
+use super::uses::UsesFile;
+use super::{Store, StoreError, sweep};
+use crate::ram::RamFile;
+use crate::range::{FileOffset, FileRange};
+
+/// One life of a monitor in the store. Cheap to clone; ends with its last clone, when the
+/// RAM file keeps only what snapshots and other VMs need.
+///
+/// Every mapping of the RAM file must be gone before: what a mapping shows may be punched
+/// out then. Drafts and opened snapshots have a clone.
+#[derive(Debug, Clone)]
+pub struct StoreRun(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    id: RunId,
+    vm: String,
+    ram: RamFile,
+    // Locked before the store, where both are.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    uses: UsesFile,
+}
+
+impl StoreRun {
+    pub(super) fn start(store: &Store, vm: &str, mem_bytes: u64) -> Result<Self, StoreError> {
+        let _locked = store.lock()?;
+        let id = RunId::random().map_err(failed("read", "/dev/urandom".as_ref()))?;
+        let blocks = mem_bytes.div_ceil(BLOCK);
+        // First what says that it uses nothing: a crash in between leaves no memory behind.
+        let uses = UsesFile::create(store.dir().uses(id), vm)?;
+        let ram = RamFile::create_kept(&store.dir().ram(id), blocks.saturating_mul(BLOCK));
+        let ram = ram.inspect_err(|_| {
+            // Whoever opens the store next does it otherwise.
+            let _ = fs::remove_file(store.dir().uses(id));
+            let _ = fs::remove_file(store.dir().ram(id));
+        })?;
+        Ok(Self(Arc::new(Inner {
+            store: store.clone(),
+            id,
+            vm: vm.to_owned(),
+            ram,
+            state: Mutex::new(State {
+                ledger: Ledger::new(id, blocks),
+                uses,
+            }),
+        })))
+    }
+
+    /// Its ID.
+    pub fn id(&self) -> RunId {
+        self.0.id
+    }
+
+    /// The name of its VM.
+    pub fn vm(&self) -> &str {
+        &self.0.vm
+    }
+
+    /// The store that it is in.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Its RAM file: the guest's memory, and beyond its range what [`Self::allocate`] made.
+    pub fn ram(&self) -> &RamFile {
+        &self.0.ram
+    }
+
+    /// The RAM file of any run, read-only, to map extents of it.
+    ///
+    /// # Errors
+    /// There is none, so nobody uses an extent of it.
+    pub fn file_of(&self, run: RunId) -> Result<File, StoreError> {
+        let path = self.store().dir().ram(run);
+        let mut options = fs::OpenOptions::new();
+        options.read(true).custom_flags(nix::libc::O_NOFOLLOW);
+        options.open(&path).map_err(failed("open", &path))
+    }
+
+    /// An empty range of `blocks` blocks at the end of the own file. It is this run's alone,
+    /// as the guest's memory is, until it is released or named by a draft. Numbers of blocks
+    /// are never used twice.
+    ///
+    /// # Errors
+    /// No blocks were asked for, or the file cannot grow.
+    pub fn allocate(&self, blocks: u64) -> Result<FileRange, StoreError> {
+        let mut state = self.state();
+        let start = state.ledger.end();
+        let impossible = || {
+            StoreError::Extents(ExtentRun {
+                run: self.id(),
+                first: start,
+                count: blocks,
+            })
+        };
+        let end = start.checked_add(blocks).ok_or_else(impossible)?;
+        let range = FileRange::new(FileOffset(start * BLOCK), blocks.saturating_mul(BLOCK))
+            .ok_or_else(impossible)?;
+        let grown = self.ram().file().set_len(range.end().0);
+        grown.map_err(failed("enlarge", &self.ram_path()))?;
+        state.ledger.grown(end);
+        Ok(range)
+    }
+
+    /// [`Self::allocate`], with host memory behind it: writing to a mapping of it cannot fail.
+    ///
+    /// # Errors
+    /// As [`Self::allocate`]; and [`StoreError::Full`].
+    pub fn allocate_backed(&self, blocks: u64) -> Result<FileRange, StoreError> {
+        let range = self.allocate(blocks)?;
+        let (start, len) = (i64::try_from(range.start().0), i64::try_from(range.len()));
+        let (Ok(start), Ok(len)) = (start, len) else {
+            return Err(StoreError::Range(range));
+        };
+        let backed = fallocate(self.ram().file(), FallocateFlags::empty(), start, len);
+        if let Err(e) = backed {
+            self.discard(range)?;
+            return Err(failed("get memory for", &self.ram_path())(e));
+        }
+        Ok(range)
+    }
+
+    /// Like [`Self::release_extents`], of the blocks of a range of the own file.
+    ///
+    /// # Errors
+    /// As there; the range is not of whole blocks.
+    pub fn discard(&self, range: FileRange) -> Result<(), StoreError> {
+        self.release_extents(&self.own_extents(range)?)
+    }
+
+    /// The blocks of a range of the own file, as extents.
+    ///
+    /// # Errors
+    /// The range is not of whole blocks, or beyond the file's end.
+    pub fn own_extents(&self, range: FileRange) -> Result<Vec<Extent>, StoreError> {
+        let blocks = range.start().0 / BLOCK..range.end().0 / BLOCK;
+        if !range.is_aligned(BLOCK) || blocks.end > self.state().ledger.end() {
+            return Err(StoreError::Range(range));
+        }
+        Ok(blocks_of(self.id(), blocks))
+    }
+
+    /// The guest sees each of these once more: before they are mapped, and for PUBLISH once
+    /// own blocks are mapped privately. A block of the own file that was this run's alone
+    /// becomes an extent: from now on it must never be written to.
+    ///
+    /// # Errors
+    /// One is neither this run's own nor in use by it already (through a draft, an opened
+    /// snapshot, or an earlier call); or there is no space to note it. Nothing is in use then.
+    pub fn use_extents(&self, extents: &[Extent]) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if let Some(unknown) = state.ledger.unknown(extents) {
+            return Err(StoreError::NotInUse(unknown));
+        }
+        let new = state.ledger.without_record(extents);
+        if !new.is_empty() {
+            let _locked = self.store().lock()?;
+            state.uses.add(&new)?;
+        }
+        state.ledger.hold(extents);
+        Ok(())
+    }
+
+    /// The guest sees each of these once less. What nobody needs any more is given back, now
+    /// (a batch costs little more than a single one).
+    ///
+    /// # Errors
+    /// One is not in use so many times: nothing is done. Or the kernel refuses to punch a
+    /// hole: this run uses them no longer all the same, and the memory goes later.
+    pub fn release_extents(&self, extents: &[Extent]) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let unused = state
+            .ledger
+            .release(extents)
+            .map_err(StoreError::NotInUse)?;
+        // Nobody else knows these.
+        sweep::punch(self.ram().file(), &self.ram_path(), unused.live.runs())?;
+        if unused.extents.is_empty() {
+            return Ok(());
+        }
+        let locked = self.store().lock()?;
+        state.uses.remove(&unused.extents)?;
+        let catalog = locked.catalog()?;
+        if catalog.broken.is_empty() {
+            let needed = locked.needed(&catalog, &locked.runs()?)?;
+            locked.free(&unused.extents.into_iter().collect(), &needed)?;
+        }
+        Ok(())
+    }
+
+    /// Begins a snapshot.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] and [`StoreError::Drafted`]: the name is taken.
+    pub fn draft(&self, name: SnapshotName) -> Result<Draft, StoreError> {
+        Draft::new(self, name)
+    }
+
+    /// Makes sure that `blocks` more new blocks fit into the store's limit, and keeps that
+    /// room for the draft. Before they are made.
+    ///
+    /// # Errors
+    /// [`StoreError::Limit`].
+    pub fn reserve(&self, draft: &mut Draft, blocks: u64) -> Result<(), StoreError> {
+        draft.reserve(blocks)
+    }
+
+    /// Makes a draft a complete snapshot, at once; the draft is empty then.
+    ///
+    /// # Errors
+    /// The metadata is wrong, the name is taken, or there is no space: the draft stays as it is.
+    pub fn commit(&self, draft: &mut Draft) -> Result<OpenSnapshot, StoreError> {
+        draft.commit()
+    }
+
+    /// Opens a complete snapshot: its extents are in use until it is dropped, so that they can
+    /// be mapped even if the snapshot is removed.
+    ///
+    /// # Errors
+    /// There is no such snapshot, it is broken, or there is no space to note its use.
+    pub fn open(&self, name: &SnapshotName) -> Result<OpenSnapshot, StoreError> {
+        let mut state = self.state();
+        let locked = self.store().lock()?;
+        let manifest = locked.load(name)?;
+        let held: Vec<Extent> = manifest.needed().extents().collect();
+        let new = state.ledger.without_record(&held);
+        state.uses.add(&new)?;
+        state.ledger.hold(&held);
+        Ok(OpenSnapshot::new(self, manifest, held))
+    }
+
+    pub(super) fn ram_path(&self) -> std::path::PathBuf {
+        self.store().dir().ram(self.id())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Gives back what never was a snapshot's, which nobody else can know, and then does what
+    /// is done for a run that was killed.
+    fn end(&mut self) -> Result<(), StoreError> {
+        let locked = self.store.lock()?;
+        let path = self.store.dir().ram(self.id);
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        sweep::punch(self.ram.file(), &path, state.ledger.live().runs())?;
+        self.ram.file().unlock().map_err(failed("unlock", &path))?;
+        locked.sweep(false)?;
+        Ok(())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Whoever opens the store next does what fails here.
+        let _ = self.end();
+    }
+}

@@ -1,0 +1,169 @@
+//! Giving memory back: what nobody needs is punched out of the RAM files.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use serde::Serialize;
+
+use super::catalog::{self, RunState};
+use super::error::failed;
+use super::extent::{BLOCK, ExtentRun, ExtentSet};
+use super::id::{RunId, SnapshotName};
+use super::{Locked, Store, StoreError};
+
+/// A snapshot that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BrokenSnapshot {
+    /// Its name.
+    pub name: SnapshotName,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What was given back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Freed {
+    /// Bytes of host memory.
+    pub bytes: u64,
+    /// While there are these, nobody can tell what of the store's memory is needed, and
+    /// nothing was given back.
+    pub blocked_by: Vec<BrokenSnapshot>,
+}
+
+impl Store {
+    /// Gives back all memory that no snapshot and no living VM needs. Snapshots that are
+    /// broken prevent it, unless `force` says that they need nothing.
+    ///
+    /// # Errors
+    /// The store cannot be read, or the kernel refuses.
+    pub fn gc(&self, force: bool) -> Result<Freed, StoreError> {
+        self.lock()?.sweep(force)
+    }
+
+    /// Removes a snapshot. Living VMs that see its memory keep it; the rest is given back.
+    ///
+    /// # Errors
+    /// There is no such snapshot, or it cannot be removed.
+    pub fn remove(&self, name: &SnapshotName) -> Result<Freed, StoreError> {
+        let locked = self.lock()?;
+        let path = self.dir().manifest(name);
+        let meta = match fs::symlink_metadata(&path) {
+            Ok(meta) => meta,
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(StoreError::NotFound(name.clone()));
+            }
+            Err(e) => return Err(failed("stat", &path)(e)),
+        };
+        // From here on the snapshot is gone, and whoever sweeps next frees its blocks: us,
+        // or if we are killed the next who opens the store.
+        let gone = self.dir().snapshots().join(format!("{}.gone", meta.ino()));
+        fs::rename(&path, &gone).map_err(failed("remove", &path))?;
+        locked.sweep(false)
+    }
+}
+
+impl Locked<'_> {
+    /// Forgets what dead VM runs used and frees what nobody needs.
+    pub fn sweep(&self, force: bool) -> Result<Freed, StoreError> {
+        let catalog = self.catalog()?;
+        let runs = self.runs()?;
+        self.forget_dead(&runs)?;
+        let mut freed = Freed::default();
+        if !catalog.broken.is_empty() && !force {
+            freed.blocked_by = catalog.broken;
+            return Ok(freed);
+        }
+        let needed = self.needed(&catalog, &runs)?;
+        let dead = runs.iter().filter(|run| !run.alive).map(|run| ExtentRun {
+            run: run.id,
+            first: 0,
+            count: run.blocks.max(1),
+        });
+        let gone = catalog.gone.iter().filter_map(|(_, head)| head.as_ref());
+        let named = gone.flat_map(|head| head.needs());
+        freed.bytes = self.free(&dead.chain(named).collect(), &needed)?;
+        for (file, _) in &catalog.gone {
+            let path = self.dir().snapshots().join(file);
+            let meta = fs::symlink_metadata(&path).map_err(failed("stat", &path))?;
+            freed.bytes += meta.blocks() * 512;
+            remove_file(&path)?;
+        }
+        Ok(freed)
+    }
+
+    /// Removes `uses` and drafts of dead runs.
+    fn forget_dead(&self, runs: &[RunState]) -> Result<(), StoreError> {
+        for name in self.dir().list("uses")? {
+            let Ok(id) = name.parse::<RunId>() else {
+                continue;
+            };
+            if !runs.iter().any(|run| run.id == id && run.alive) {
+                remove_file(&self.dir().uses(id))?;
+            }
+        }
+        for name in self.dir().list("drafts")? {
+            let Ok(name) = name.parse::<SnapshotName>() else {
+                continue;
+            };
+            let path = self.dir().draft(&name);
+            if let Some(file) = catalog::open(&path)?
+                && !catalog::is_locked(&file, &path)?
+            {
+                remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back those of `candidates` that are not `needed`, and RAM files of dead runs in
+    /// which nothing is needed. Returns how many bytes.
+    pub fn free(&self, candidates: &ExtentSet, needed: &ExtentSet) -> Result<u64, StoreError> {
+        let unneeded = candidates.minus(needed);
+        let mut bytes = 0;
+        for run in unneeded.run_ids() {
+            let path = self.dir().ram(run);
+            let Some(file) = catalog::open(&path)? else {
+                continue;
+            };
+            if needed.of(run).is_empty() && !catalog::is_locked(&file, &path)? {
+                bytes += allocated(&file, &path)?;
+                // A descriptor that somebody still has must not keep the memory.
+                file.set_len(0).map_err(failed("empty", &path))?;
+                remove_file(&path)?;
+            } else {
+                bytes += punch(&file, &path, unneeded.of(run))?;
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Makes holes; returns how many bytes that gave back.
+pub(super) fn punch(file: &fs::File, path: &Path, blocks: &[ExtentRun]) -> Result<u64, StoreError> {
+    let before = allocated(file, path)?;
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    for run in blocks {
+        // Numbers that no file offset has cannot be allocated either.
+        let offset = i64::try_from(run.first.saturating_mul(BLOCK));
+        let len = i64::try_from(run.count.saturating_mul(BLOCK));
+        if let (Ok(offset), Ok(len)) = (offset, len) {
+            fallocate(file, hole, offset, len).map_err(failed("punch a hole into", path))?;
+        }
+    }
+    Ok(before.saturating_sub(allocated(file, path)?))
+}
+
+/// Bytes of memory that a file takes.
+fn allocated(file: &fs::File, path: &Path) -> Result<u64, StoreError> {
+    Ok(file.metadata().map_err(failed("stat", path))?.blocks() * 512)
+}
+
+fn remove_file(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(failed("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
