@@ -127,3 +127,78 @@ impl Ledger {
 pub(super) fn blocks_of(run: RunId, blocks: Range<u64>) -> Vec<Extent> {
     blocks.map(|block| Extent { run, block }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own(block: u64) -> Extent {
+        Extent {
+            run: RunId::new(1).unwrap(),
+            block,
+        }
+    }
+
+    fn foreign(block: u64) -> Extent {
+        Extent {
+            run: RunId::new(2).unwrap(),
+            block,
+        }
+    }
+
+    fn ledger() -> Ledger {
+        Ledger::new(RunId::new(1).unwrap(), 4)
+    }
+
+    #[test]
+    fn an_extent_is_unused_with_its_last_use() {
+        let mut ledger = ledger();
+        ledger.hold(&[own(0), own(0), foreign(7)]);
+        assert_eq!(ledger.release(&[own(0)]), Ok(Unused::default()));
+        let unused = ledger.release(&[foreign(7), own(0)]).unwrap();
+        assert_eq!(unused.extents, [own(0), foreign(7)]);
+        assert_eq!(
+            ledger.unknown(&[own(1), own(0)]),
+            Some(own(0)),
+            "it is not live again"
+        );
+    }
+
+    #[test]
+    fn what_is_live_is_given_back_without_asking_anybody() {
+        let mut ledger = ledger();
+        let unused = ledger.release(&[own(2), own(3)]).unwrap();
+        assert_eq!((unused.live.len(), unused.extents.len()), (2, 0));
+        assert_eq!(
+            ledger.live(),
+            blocks_of(own(0).run, 0..2).into_iter().collect()
+        );
+        ledger.grown(6);
+        assert_eq!(ledger.live().len(), 4);
+    }
+
+    #[test]
+    fn a_release_of_too_much_changes_nothing() {
+        let mut ledger = ledger();
+        ledger.hold(&[own(0)]);
+        for wrong in [
+            [own(0), own(0)],
+            [own(1), own(1)],
+            [own(1), own(9)],
+            [own(1), foreign(1)],
+        ] {
+            assert!(ledger.release(&wrong).is_err(), "{wrong:?}");
+            assert_eq!(ledger.live().len(), 3);
+        }
+        assert_eq!(ledger.release(&[own(0)]).unwrap().extents, [own(0)]);
+    }
+
+    #[test]
+    fn only_the_first_use_needs_a_record() {
+        let mut ledger = ledger();
+        let new = ledger.without_record(&[own(1), own(0), own(1)]);
+        assert_eq!(new, [own(1), own(0)]);
+        ledger.hold(&new);
+        assert_eq!(ledger.without_record(&[own(0), own(2)]), [own(2)]);
+    }
+}

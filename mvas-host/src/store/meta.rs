@@ -242,3 +242,204 @@ fn check_runs(
     }
     Ok(sum)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use zerocopy::IntoBytes;
+
+    /// A run: kind, pages (of a block, if kind 0), index.
+    type Run = (u32, u32, u64);
+    /// A VMA with the runs in it, one after the other.
+    type Vma = Vec<Run>;
+
+    const BLOCKS: u64 = 40;
+    const PACKED: u64 = 4000;
+
+    fn any_vma() -> impl Strategy<Value = Vma> {
+        let blocks = (1..4u32, 0..BLOCKS - 3).prop_map(|(n, i)| (0, n * 512, i));
+        let packed = (1..900u32, 0..PACKED - 900).prop_map(|(n, i)| (1, n, i));
+        prop::collection::vec(prop_oneof![blocks, packed], 0..5)
+    }
+
+    fn any_vases() -> impl Strategy<Value = Vec<Vec<Vma>>> {
+        prop::collection::vec(prop::collection::vec(any_vma(), 0..4), 0..4)
+    }
+
+    /// Right metadata: VMAs of whole blocks with gaps between them.
+    fn encode(vases: &[Vec<Vma>]) -> Vec<u8> {
+        let mut bytes = VirtioVasMeta {
+            magic: VIRTIO_VAS_META_MAGIC.into(),
+            version: VIRTIO_VAS_META_VERSION.into(),
+            vases: u32::try_from(vases.len()).unwrap().into(),
+            reserved: 0.into(),
+        }
+        .as_bytes()
+        .to_vec();
+        for (number, vas) in vases.iter().enumerate() {
+            let mut name = [0; 128];
+            let text = format!("vas:{number}");
+            name[..text.len()].copy_from_slice(text.as_bytes());
+            let (mut vmas, mut runs, mut at) = (Vec::new(), Vec::new(), 1 << 32);
+            for vma in vas {
+                let start: u64 = at;
+                for (kind, pages, index) in vma {
+                    runs.push(VirtioVasMetaRun {
+                        start: at.into(),
+                        pages: (*pages).into(),
+                        kind: (*kind).into(),
+                        index: (*index).into(),
+                    });
+                    at += (u64::from(*pages) * PAGE).next_multiple_of(BLOCK_PAGES * PAGE);
+                }
+                at += BLOCK_PAGES * PAGE;
+                vmas.push(VirtioVasMetaVma {
+                    start: start.into(),
+                    end: at.into(),
+                    pgoff: (start / PAGE).into(),
+                    prot: 3.into(),
+                    flags: 1.into(),
+                });
+                at += BLOCK_PAGES * PAGE;
+            }
+            let vas = VirtioVasMetaVas {
+                name,
+                mode: 0o600.into(),
+                vmas: u32::try_from(vmas.len()).unwrap().into(),
+                runs: u32::try_from(runs.len()).unwrap().into(),
+                reserved: 0.into(),
+            };
+            bytes.extend(vas.as_bytes());
+            vmas.iter().for_each(|vma| bytes.extend(vma.as_bytes()));
+            runs.iter().for_each(|run| bytes.extend(run.as_bytes()));
+        }
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn right_metadata_is_taken_and_summed_up(vases in any_vases()) {
+            let sum = check(&encode(&vases), BLOCKS, PACKED).unwrap();
+            let runs = vases.iter().flatten().flatten();
+            prop_assert_eq!(sum, MetaSummary {
+                vases: vases.len() as u64,
+                vmas: vases.iter().map(|vas| vas.len() as u64).sum(),
+                pages: runs.map(|(_, pages, _)| u64::from(*pages)).sum(),
+            });
+        }
+
+        #[test]
+        fn metadata_cut_short_or_longer_is_refused(vases in any_vases(), cut: prop::sample::Index) {
+            let mut bytes = encode(&vases);
+            prop_assert!(check(&bytes[..cut.index(bytes.len())], BLOCKS, PACKED).is_err());
+            bytes.push(0);
+            prop_assert!(check(&bytes, BLOCKS, PACKED).is_err());
+        }
+
+        #[test]
+        fn changed_metadata_never_names_more_than_there_is(
+            vases in any_vases(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            blocks in 0..BLOCKS,
+            packed in 0..PACKED,
+        ) {
+            let mut bytes = encode(&vases);
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            // Whatever is taken, a naive reader of the runs finds it in bounds.
+            if check(&bytes, blocks, packed).is_ok() {
+                let mut reader = Reader { rest: &bytes, at: 0 };
+                let head: &VirtioVasMeta = reader.one().unwrap();
+                for _ in 0..head.vases.get() {
+                    let vas: &VirtioVasMetaVas = reader.one().unwrap();
+                    let vmas: &[VirtioVasMetaVma] = reader.many(vas.vmas.get()).unwrap();
+                    let runs: &[VirtioVasMetaRun] = reader.many(vas.runs.get()).unwrap();
+                    for run in runs {
+                        let pages = u64::from(run.pages.get());
+                        let (has, unit) = [(blocks, BLOCK_PAGES), (packed, 1)][run.kind.get() as usize];
+                        prop_assert!(u128::from(run.index.get()) + u128::from(pages / unit) <= has.into());
+                        for page in [0, pages / 2, pages - 1] {
+                            let address = run.start.get() + page * PAGE;
+                            let holds = |v: &VirtioVasMetaVma| (v.start.get()..v.end.get()).contains(&address);
+                            prop_assert!(vmas.iter().any(holds));
+                        }
+                    }
+                    let apart = |w: &[VirtioVasMetaRun]| {
+                        w[0].start.get() + u64::from(w[0].pages.get()) * PAGE <= w[1].start.get()
+                    };
+                    prop_assert!(runs.windows(2).all(apart));
+                }
+                prop_assert!(reader.rest.is_empty());
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..600), blocks: u64, packed: u64) {
+            let _ = check(&bytes, blocks, packed);
+            let mut bytes = bytes;
+            let head = encode(&[Vec::new()]);
+            let len = head.len().min(bytes.len());
+            bytes[..len].copy_from_slice(&head[..len]);
+            let _ = check(&bytes, blocks, packed);
+        }
+    }
+
+    /// One VAS, one VMA of two blocks, one run of one block; then one field is changed.
+    fn refused(offset: usize, value: &[u8]) -> &'static str {
+        let mut bytes = encode(&[vec![vec![(0, 512, 0)]]]);
+        assert!(check(&bytes, 1, 0).is_ok());
+        bytes[offset..offset + value.len()].copy_from_slice(value);
+        check(&bytes, 1, 0).unwrap_err().what
+    }
+
+    #[test]
+    fn each_field_that_cannot_be_is_refused_for_its_reason() {
+        let (vas, vma, run) = (16, 16 + 144, 16 + 144 + 32);
+        let max = u64::MAX.to_le_bytes();
+        let cases: [(usize, &[u8], &str); 22] = [
+            (0, b"X", "magic"),
+            (4, &[2], "version"),
+            (8, &[2], "less than"),
+            (8, &[0], "after the last"),
+            (12, &[1], "reserved"),
+            (vas, &[0], "name"),
+            (vas, b".", "name"),
+            (vas, b"/", "name"),
+            (vas + 20, b"x", "name"),
+            (vas + 128, &[0, 2], "mode"),
+            (vas + 132, &max[..4], "less than"),
+            (vas + 136, &max[..4], "less than"),
+            (vas + 140, &[1], "reserved"),
+            (vma, &[1], "whole pages"),
+            (vma, &[0, 0, 0, 0, 2], "out of order"),
+            (vma + 8, &[0, 0, 0, 0, 0, 0, 0, 2], "user space"),
+            (vma + 16, &max, "offset"),
+            (vma + 24, &[8], "unknown bits"),
+            (vma + 28, &[4], "unknown bits"),
+            (run + 8, &[0, 0], "empty"),
+            (run + 12, &[2], "unknown kind"),
+            (run + 16, &max, "has not"),
+        ];
+        for (offset, value, reason) in cases {
+            let what = refused(offset, value);
+            assert!(what.contains(reason), "byte {offset}: {what}");
+        }
+        assert!(refused(run, &[0, 0, 0x40]).contains("outside"));
+        assert!(refused(run, &[0, 0x10]).contains("aligned"));
+        assert!(refused(run, &[0, 0, 0xe0, 0xff, 0xff, 0xff, 0xff, 0xff]).contains("out of order"));
+    }
+
+    #[test]
+    fn a_run_may_lie_in_vmas_that_adjoin() {
+        let mut bytes = encode(&[vec![vec![(0, 1024, 0)], vec![]]]);
+        let (first_end, second) = (16 + 144 + 8, 16 + 144 + 32);
+        let middle = (1u64 << 32) + 5 * PAGE;
+        bytes[first_end..first_end + 8].copy_from_slice(&middle.to_le_bytes());
+        assert!(check(&bytes, 2, 0).is_err());
+        bytes[second..second + 8].copy_from_slice(&middle.to_le_bytes());
+        assert_eq!(check(&bytes, 2, 0).unwrap().pages, 1024);
+    }
+}

@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used)] // in helpers, too, a failure is the test's failure
 
 mod basics;
+mod crash;
 mod directory;
+mod full;
 mod manifests;
+mod model;
+mod processes;
 mod support;

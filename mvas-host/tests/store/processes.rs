@@ -1,0 +1,128 @@
+//! Several processes, one store.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+
+use mvas_host::store::{BLOCK, StoreError};
+
+use crate::crash::{start, tell};
+use crate::support::{Shm, fill, name, open, own, publish, shows, snapshot};
+
+const NAMES: usize = 40;
+
+/// A worker's job: wants each name, with blocks full of its own number.
+pub fn compete(path: &Path, seed: u64) {
+    let store = open(path);
+    let run = store.start_run("vm", BLOCK).unwrap();
+    tell("\nready");
+    wait_for_line();
+    let number = u8::try_from(seed).unwrap();
+    for i in 0..NAMES {
+        let block = run.allocate(1).unwrap().start().0 / BLOCK;
+        fill(&run, block, number);
+        match publish(&run, &format!("n{i}"), &[block]) {
+            Ok(mut draft) => {
+                drop(run.commit(&mut draft).unwrap());
+                tell(&format!("won n{i}"));
+            }
+            Err(StoreError::Exists(_) | StoreError::Drafted(_)) => {}
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+/// A worker's job: sees the snapshot "s" until it is told to stop.
+pub fn use_until_told(path: &Path) {
+    let store = open(path);
+    let run = store.start_run("user", BLOCK).unwrap();
+    let opened = run.open(&name("s")).unwrap();
+    let seen: Vec<_> = opened.blocks.iter().collect();
+    run.use_extents(&seen).unwrap();
+    drop(opened);
+    tell("\nready");
+    wait_for_line();
+    assert!(seen.iter().all(|extent| shows(&run, *extent, 6)));
+    run.release_extents(&seen[..1]).unwrap();
+    tell("released");
+    wait_for_line();
+    assert!(shows(&run, seen[1], 6));
+}
+
+fn wait_for_line() {
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+#[test]
+fn each_name_is_won_by_one_process_with_its_own_data() {
+    let shm = Shm::new();
+    let mut workers = [1, 2].map(|number| start(shm.path(), "compete", number));
+    let mut outs = Vec::new();
+    for worker in &mut workers {
+        let mut out = BufReader::new(worker.stdout.take().unwrap());
+        wait_for(&mut out, "ready");
+        outs.push(out);
+    }
+    for worker in &mut workers {
+        worker.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+    let mut winners = BTreeMap::new();
+    for ((mut worker, mut out), number) in workers.into_iter().zip(outs).zip(1..) {
+        let mut words = String::new();
+        out.read_to_string(&mut words).unwrap();
+        assert!(worker.wait().unwrap().success(), "{words}");
+        for won in words.lines().filter_map(|line| line.strip_prefix("won ")) {
+            assert_eq!(winners.insert(won.to_owned(), number), None, "{won}");
+        }
+    }
+    assert_eq!(winners.len(), NAMES);
+    let run = shm.store.start_run("vm", BLOCK).unwrap();
+    for (won, number) in winners {
+        let manifest = shm.store.load(&name(&won)).unwrap();
+        assert!(
+            shows(&run, manifest.blocks.get(0).unwrap(), number),
+            "{won}"
+        );
+    }
+    drop(run);
+    assert_eq!(shm.ram_bytes(), NAMES as u64 * BLOCK);
+    shm.is_right();
+}
+
+#[test]
+fn what_another_process_sees_is_kept_until_it_lets_go() {
+    let shm = Shm::new();
+    let run = shm.store.start_run("vm", 4 * BLOCK).unwrap();
+    (0..3).for_each(|block| fill(&run, block, 6));
+    drop(snapshot(&run, "s", &[0, 1, 2]).unwrap());
+    assert!(shows(&run, own(&run, 0), 6));
+    drop(run);
+    let mut worker = start(shm.path(), "use", 1);
+    let mut out = BufReader::new(worker.stdout.take().unwrap());
+    wait_for(&mut out, "ready");
+    let used_by = format!("{:?}", shm.store.snapshots().unwrap());
+    assert!(used_by.contains(r#"used_by: ["user"]"#), "{used_by}");
+
+    shm.store.remove(&name("s")).unwrap();
+    assert_eq!(shm.ram_bytes(), 3 * BLOCK);
+    let input = worker.stdin.as_mut().unwrap();
+    input.write_all(b"\n").unwrap();
+    wait_for(&mut out, "released");
+    assert_eq!(shm.ram_bytes(), 2 * BLOCK);
+    input.write_all(b"\n").unwrap();
+    assert!(worker.wait().unwrap().success());
+    assert_eq!(shm.ram_bytes(), 0);
+    shm.is_right();
+}
+
+fn wait_for(out: &mut impl BufRead, word: &str) {
+    let mut line = String::new();
+    while line.trim_end() != word {
+        line.clear();
+        assert_ne!(
+            out.read_line(&mut line).unwrap(),
+            0,
+            "it ended before {word}"
+        );
+    }
+}
