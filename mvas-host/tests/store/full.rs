@@ -96,6 +96,17 @@ fn without_room_a_snapshot_is_refused_and_nothing_else_happens() {
         assert!(refused >= 6 && done > 0, "{refused} refused, {done} done");
         drop(run);
         assert_eq!(crate::support::ram_bytes(&path), BLOCK);
+        let room = store.room().unwrap().unwrap();
+        assert!((13 << 20..14 << 20).contains(&room), "{room}");
+    });
+}
+
+#[test]
+fn a_tmpfs_without_a_limit_has_room_without_limit() {
+    let folder = private_folder("/tmp");
+    let path = folder.path().to_owned();
+    with_tmpfs(folder.path(), "0", || {
+        assert_eq!(open(&path).room().unwrap(), None);
     });
 }
 

@@ -8,6 +8,8 @@ use mvasvm::config::{CpuCount, MemSize, VmName};
 
 use super::codes;
 use super::disk::DiskArg;
+use super::snapshots::SnapshotsArgs;
+use super::store::StoreArgs;
 
 /// CPUs of a simulated host. With more than one, QEMU's emulator (7.2, one thread for each)
 /// now and then lets a CPU run into an instruction that another one is patching, and a
@@ -31,6 +33,8 @@ pub(super) enum Command {
     Stop(StopArgs),
     Kill(KillArgs),
     Logs(LogsArgs),
+    Snapshots(SnapshotsArgs),
+    Store(StoreArgs),
     Doctor(DoctorArgs),
     Sim(SimArgs),
     #[command(hide = true)]
@@ -283,10 +287,9 @@ mod tests {
 
     #[test]
     fn every_command_has_help_with_examples() {
-        for command in Cli::command()
-            .get_subcommands()
-            .filter(|c| !c.is_hide_set())
-        {
+        let cli = Cli::command();
+        let commands = cli.get_subcommands().filter(|c| !c.is_hide_set());
+        for command in commands.flat_map(|c| std::iter::once(c).chain(c.get_subcommands())) {
             let name = command.get_name();
             assert!(command.get_about().is_some(), "{name}");
             let help = command
@@ -315,6 +318,12 @@ mod tests {
             "stop",
             "sim",
             "sim --",
+            "store",
+            "store mount --force",
+            "snapshots rm",
+            "snapshots show",
+            "snapshots show ../x",
+            "snapshots rm -- -x",
         ] {
             let words = std::iter::once("mvasvm").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line} was taken");

@@ -14,6 +14,8 @@ mod run;
 mod run_kvm;
 mod run_sim;
 mod sim;
+mod snapshots;
+mod store;
 mod vmdir;
 
 use std::process::ExitCode;
@@ -55,6 +57,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Stop(args) => manage::stop(&args),
         Command::Kill(args) => manage::kill(&args),
         Command::Logs(args) => manage::logs(&args),
+        Command::Snapshots(args) => snapshots::run(&args),
+        Command::Store(args) => store::run(&args),
         Command::Doctor(args) => crate::doctor::run(args.json),
         Command::Sim(args) => sim::run(args),
         Command::SimInit(args) => crate::sim::init::run(&args),
