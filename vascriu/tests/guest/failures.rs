@@ -222,12 +222,12 @@ fn two_dumps(dir: &Path) {
 
 /// Runs a command whose CRIU has so much memory, page tables and all. Where that
 /// is so little that CRIU only reads its own code again and again, it is killed.
-fn limited(dir: &Path, mib: u64, command: &mut Command) -> Output {
+fn limited(dir: &Path, kib: u64, command: &mut Command) -> Output {
     let root = Path::new("/sys/fs/cgroup");
     let group = root.join("vascriu-test");
     fs::write(root.join("cgroup.subtree_control"), "+memory").expect("the memory controller");
     fs::create_dir_all(&group).expect("group");
-    fs::write(group.join("memory.max"), (mib << 20).to_string()).expect("limit");
+    fs::write(group.join("memory.max"), (kib << 10).to_string()).expect("limit");
     let _ = fs::write(group.join("memory.swap.max"), "0");
     let script = dir.join("criu-limited");
     let procs = group.join("cgroup.procs");
@@ -259,7 +259,8 @@ fn limited(dir: &Path, mib: u64, command: &mut Command) -> Output {
     out
 }
 
-const LIMITS: [u64; 5] = [2, 4, 6, 8, 24];
+/// KiB: from less than CRIU starts with to more than it takes.
+const LIMITS: [u64; 6] = [256, 512, 1024, 2048, 4096, 24 << 10];
 
 fn dump_short_of_memory(dir: &Path) {
     let mut w = Workload::start(&Options {
@@ -267,15 +268,15 @@ fn dump_short_of_memory(dir: &Path) {
         ..small(dir)
     });
     let (mut whole, mut nothing) = (0, 0);
-    for mib in LIMITS {
-        let out = limited(dir, mib, &mut dump(w.pid, "x"));
+    for kib in LIMITS {
+        let out = limited(dir, kib, &mut dump(w.pid, "x"));
         if out.status.success() || errors(&out).contains("kept as") {
             whole += 1;
             (w, _) = restore("x", &w, &[]);
             rm(&["x"]);
         } else {
             nothing += 1;
-            assert_eq!(vases(), Vec::<String>::new(), "with {mib} MiB");
+            assert_eq!(vases(), Vec::<String>::new(), "with {kib} KiB");
         }
         w.check();
     }
@@ -289,8 +290,8 @@ fn restore_short_of_memory(dir: &Path) {
     });
     w.dump("x", &[]);
     let (mut whole, mut nothing) = (0, 0);
-    for mib in LIMITS {
-        let out = limited(dir, mib, &mut vascriu(&["restore", "x", "-d"]));
+    for kib in LIMITS {
+        let out = limited(dir, kib, &mut vascriu(&["restore", "x", "-d"]));
         if out.status.success() {
             whole += 1;
             assert_eq!(w.check(), 1);

@@ -1,10 +1,12 @@
 //! What a snapshot holds, and that it comes back.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use crate::harness::{
-    Test, Workload, bad, dump, frames, good, json, restore, rm, vascriu, vases, workloads,
+    Test, Workload, bad, dump, frames, good, json, restore, rm, vascriu, vases, wait_until,
+    workloads,
 };
 use crate::workload::Options;
 
@@ -24,6 +26,7 @@ pub const TESTS: &[Test] = &[
     ("files_pipes_and_sockets_come_back", files),
     ("a_tcp_connection_comes_back", tcp),
     ("a_tree_comes_back_and_shares_what_it_shared", tree),
+    ("a_process_comes_back_in_its_cgroup", cgroup),
     ("a_snapshot_elsewhere_has_both_its_names", elsewhere),
     ("the_default_name_says_what_and_which", default_name),
     (
@@ -244,6 +247,21 @@ fn tree(dir: &Path) {
     assert_eq!(r.check(), 2);
     r.kill();
     rm(&["x"]);
+}
+
+fn cgroup(dir: &Path) {
+    let group = Path::new("/sys/fs/cgroup/vascriu-test");
+    fs::create_dir_all(group).expect("group");
+    let group_of = |w: &Workload| fs::read_to_string(format!("/proc/{}/cgroup", w.pid));
+    let w = Workload::start(&small(dir));
+    fs::write(group.join("cgroup.procs"), w.pid.to_string()).expect("move");
+    w.dump("x", &[]);
+    let (r, _) = restore("x", &w, &[]);
+    assert_eq!(group_of(&r).expect("cgroup"), "0::/vascriu-test\n");
+    assert_eq!(r.check(), 1);
+    r.kill();
+    rm(&["x"]);
+    wait_until("the group to empty", || fs::remove_dir(group).is_ok());
 }
 
 fn elsewhere(dir: &Path) {
