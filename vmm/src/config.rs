@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use mvas_host::server::Grant;
+use mvas_host::store::Store;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -115,28 +117,37 @@ impl MemSize {
 impl FromStr for MemSize {
     type Err = ConfigError;
 
-    /// `8G`, `512M`, `2T`, `1048576K`; a bare number counts MiB.
+    /// As [`bytes_of`].
     fn from_str(s: &str) -> Result<Self, ConfigError> {
-        let not_a_number = || ConfigError::MemNotANumber(s.to_owned());
-        let (digits, shift) = match s.char_indices().next_back().ok_or_else(not_a_number)? {
-            (at, 'k' | 'K') => (&s[..at], 10),
-            (at, 'm' | 'M') => (&s[..at], 20),
-            (at, 'g' | 'G') => (&s[..at], 30),
-            (at, 't' | 'T') => (&s[..at], 40),
-            _ => (s, 20),
-        };
-        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(not_a_number());
+        let bytes = bytes_of(s)?;
+        if bytes >= Self::LIMIT {
+            return Err(ConfigError::MemTooLarge(s.to_owned()));
         }
-        let too_large = || ConfigError::MemTooLarge(s.to_owned());
-        let bytes = digits
-            .parse::<u64>()
-            .ok()
-            .and_then(|n| n.checked_mul(1 << shift))
-            .filter(|bytes| *bytes < Self::LIMIT)
-            .ok_or_else(too_large)?;
         Self::from_bytes(bytes)
     }
+}
+
+/// Reads an amount of memory: `8G`, `512M`, `2T`, `1048576K`; a bare number counts MiB.
+///
+/// # Errors
+/// It is not a number with such a unit, or overflows.
+pub fn bytes_of(text: &str) -> Result<u64, ConfigError> {
+    let not_a_number = || ConfigError::MemNotANumber(text.to_owned());
+    let (digits, shift) = match text.char_indices().next_back().ok_or_else(not_a_number)? {
+        (at, 'k' | 'K') => (&text[..at], 10),
+        (at, 'm' | 'M') => (&text[..at], 20),
+        (at, 'g' | 'G') => (&text[..at], 30),
+        (at, 't' | 'T') => (&text[..at], 40),
+        _ => (text, 20),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(not_a_number());
+    }
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(1 << shift))
+        .ok_or_else(|| ConfigError::MemTooLarge(text.to_owned()))
 }
 
 /// Number of vCPUs, at least one. What the host can run at most, [`crate::vm`] asks KVM.
@@ -165,12 +176,17 @@ impl FromStr for CpuCount {
 }
 
 /// What backs guest memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum RamBacking {
-    /// An anonymous memory file: vanishes with the process.
+    /// An anonymous memory file: vanishes with the process. The guest reaches no store.
     Memfd,
-    /// A file in this folder (a tmpfs), removed when the VM ends.
-    Dir(PathBuf),
+    /// A RAM file in a snapshot store, which the guest reaches through a virtio-vas device.
+    Store {
+        /// The store.
+        store: Store,
+        /// Which of its snapshots the guest may have.
+        grant: Grant,
+    },
 }
 
 /// A raw disk image.

@@ -10,6 +10,8 @@ pub mod end;
 pub mod memory;
 pub mod metrics;
 pub mod run;
+#[cfg(test)]
+mod test_store;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

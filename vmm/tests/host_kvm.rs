@@ -26,6 +26,7 @@ fn start(dir: &Path, code: &[u8], mem: &str) -> Child {
     fs::write(&initramfs, [0; 4096]).unwrap();
     Command::new(MVASVM)
         .args(["run", "--hw", "kvm", "--name", "test", "--mem", mem])
+        .args(["--store", "none"])
         .arg("--kernel")
         .arg(kernel)
         .arg("--initramfs")

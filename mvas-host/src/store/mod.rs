@@ -110,6 +110,17 @@ impl Store {
         self.lock()?.load(name)
     }
 
+    /// What every complete snapshot is, by name; without a look at its metadata.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn heads(&self) -> Result<Vec<Arc<Head>>, StoreError> {
+        let catalog = self.lock()?.catalog()?;
+        let mut heads: Vec<_> = catalog.heads.into_iter().map(|(_, head)| head).collect();
+        heads.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(heads)
+    }
+
     /// Begins a VM run: makes its RAM file for `mem_bytes` (rounded up to blocks) of guest
     /// memory, sparse and zeroed.
     ///

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mvasvm::config::{CpuCount, MemSize, VmName};
+use mvasvm::config::{CpuCount, MemSize, VmName, bytes_of};
 
 use super::codes;
 use super::disk::DiskArg;
@@ -59,6 +59,7 @@ pub(super) enum Command {
   mvasvm run --mem 64G --cpus 4 -- free -g
   mvasvm run --name db --detach && mvasvm exec db -- redis-cli ping
   mvasvm run --disk data.img --disk tools.img,ro -- lsblk
+  mvasvm run --store /dev/shm/snapshots --store-limit 16G --grant all
 
 {}", codes::HELP))]
 pub(super) struct RunArgs {
@@ -84,6 +85,19 @@ pub(super) struct RunArgs {
     /// A raw disk image, again for more: /dev/vdb, /dev/vdc, …; with ",ro" read-only
     #[arg(long, value_name = "FILE[,ro]", value_parser = DiskArg::parse)]
     pub disk: Vec<DiskArg>,
+    /// Directory of the snapshot store, in a tmpfs; "none": snapshots stay in the guest
+    /// [default: /dev/shm/mvas-UID, if the guest's memory fits there]
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// The most that all snapshots of the store may take: a number with K, M, G or T
+    #[arg(long, value_name = "SIZE", value_parser = bytes_of)]
+    pub store_limit: Option<u64>,
+    /// Use a store that is not in a tmpfs, for tests
+    #[arg(long)]
+    pub store_force: bool,
+    /// Which snapshots of the store the guest may restore, list and remove
+    #[arg(long, value_name = "WHICH", default_value = "own")]
+    pub grant: GrantArg,
     /// More for the kernel's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
@@ -112,6 +126,14 @@ pub(super) enum HwArg {
     Kvm,
     /// A simulated host
     Sim,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum GrantArg {
+    /// Those that a VM of this name made
+    Own,
+    /// All
+    All,
 }
 
 /// Run a command in a running VM

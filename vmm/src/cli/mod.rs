@@ -1,6 +1,7 @@
 //! The command line: what can be asked, and the exit codes that answer.
 
 mod args;
+mod backing;
 mod codes;
 mod console;
 mod cp;

@@ -55,7 +55,10 @@ pub(super) fn run(args: RunArgs) -> Result<u8> {
 }
 
 impl Wanted {
-    fn find(args: RunArgs) -> Result<Self> {
+    fn find(mut args: RunArgs) -> Result<Self> {
+        if let Some(dir) = args.store.as_mut().filter(|dir| dir.as_os_str() != "none") {
+            *dir = std::path::absolute(&dir).context("cannot find the store")?;
+        }
         let file = |what: &str, path: &PathBuf| {
             path.canonicalize()
                 .with_context(|| format!("there is no {what} {}", path.display()))

@@ -11,13 +11,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use mvas_agent::client::{ClientError, Session};
 use mvas_agent::protocol::{CommandEnd, Exec, ShutdownKind, VSOCK_PORT};
-use mvasvm::config::{ConsoleConfig, DiskConfig, RamBacking, VmConfig, VsockConfig};
+use mvasvm::config::{ConsoleConfig, DiskConfig, VmConfig, VsockConfig};
 use mvasvm::devices::BoundedLog;
 use mvasvm::run::{ExitReason, RunError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::backing::backing;
 use super::console::{Console, Left};
 use super::exec::with_term;
 use super::guest::{is_interactive, run_in_guest, signals};
@@ -109,7 +110,7 @@ impl Vm {
         let config = VmConfig {
             name: wanted.name.clone(),
             mem: wanted.args.mem,
-            ram: RamBacking::Memfd,
+            ram: backing(&wanted.args)?,
             cpus: wanted.args.cpus,
             kernel: wanted.kernel.clone(),
             initramfs: wanted.initramfs.clone(),

@@ -8,7 +8,7 @@ use anyhow::Result;
 use mvas_agent::protocol::Exec;
 use mvasvm::virtio::block::disk::Disk;
 
-use super::args::DEFAULT_SIM_CPUS;
+use super::args::{DEFAULT_SIM_CPUS, GrantArg};
 use super::guest::{is_interactive, run_in_guest, signals};
 use super::run::Wanted;
 use super::sim::{default_mem, environment};
@@ -110,6 +110,19 @@ fn command(wanted: &Wanted) -> Vec<OsString> {
     }
     if let Some(cmdline) = &args.cmdline {
         add("--cmdline", cmdline.into());
+    }
+    if let Some(store) = &args.store {
+        // Of the simulated host; it was made absolute where it names a directory.
+        add("--store", store.into());
+    }
+    if let Some(limit) = args.store_limit {
+        add("--store-limit", format!("{}K", limit >> 10).into());
+    }
+    if args.grant == GrantArg::All {
+        add("--grant", "all".into());
+    }
+    if args.store_force {
+        words.push("--store-force".into());
     }
     if args.detached_child {
         words.push("--detached-child".into());

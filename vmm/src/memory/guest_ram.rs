@@ -1,38 +1,30 @@
-//! Guest RAM: the file, mapped, in slots.
+//! Guest RAM: the file, mapped, in slots, and remapped under running vCPUs.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::ptr;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend as _, GuestRegionMmap, MmapRegion, VolatileSlice,
+};
 
-use mvas_host::{FileRange, RamFile};
+use mvas_host::server::{BLOCK, GuestBlock, GuestMapping, GuestPage, PAGE, RamRange, Sharing};
+use mvas_host::{FileOffset, FileRange, RamFile};
 
 use super::layout::{self, PhysBits, Placement};
 use super::{GuestMemory, MemoryError};
 use crate::config::MemSize;
 
-/// How a block of guest memory relates to the file behind it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sharing {
-    /// Guest writes go to the file.
-    Shared,
-    /// The guest sees the file; its writes go to fresh pages of its own (copy-on-write).
-    Private,
-}
-
-impl Sharing {
-    fn mmap_flag(self) -> libc::c_int {
-        match self {
-            Self::Shared => libc::MAP_SHARED,
-            Self::Private => libc::MAP_PRIVATE,
-        }
-    }
-}
+const _: () = assert!(
+    BLOCK == MemSize::BLOCK,
+    "the unit of memory is the unit of remapping"
+);
 
 /// All memory of a guest: a RAM file, mapped where devices and KVM find it.
 ///
@@ -40,10 +32,11 @@ impl Sharing {
 /// the file can be a huge page of the nested page tables.
 #[derive(Debug)]
 pub struct GuestRam {
-    file: RamFile,
     ranges: Vec<Range>,
     /// `None` only while dropping.
     memory: Option<GuestMemory>,
+    /// What this process's pages are.
+    pagemap: File,
 }
 
 #[derive(Debug)]
@@ -57,20 +50,21 @@ impl GuestRam {
     ///
     /// # Errors
     /// `mem` does not fit `phys_bits`, the file or the host's address space.
-    pub fn new(file: RamFile, mem: MemSize, phys_bits: PhysBits) -> Result<Self, MemoryError> {
+    pub fn new(file: &RamFile, mem: MemSize, phys_bits: PhysBits) -> Result<Self, MemoryError> {
         if file.range().len() != mem.bytes() {
             return Err(MemoryError::FileSize {
                 file: file.range().len(),
                 mem: mem.bytes(),
             });
         }
+        let pagemap = File::open("/proc/self/pagemap").map_err(MemoryError::Pagemap)?;
         let mut ram = Self {
-            file,
             ranges: Vec::new(),
             memory: None,
+            pagemap,
         };
         for placement in layout::place(mem, phys_bits)? {
-            let mapping = Arc::new(map_aligned(&ram.file, placement.file)?);
+            let mapping = Arc::new(map_range(file.file(), placement.file)?);
             ram.ranges.push(Range { placement, mapping });
         }
         let regions = ram
@@ -89,9 +83,14 @@ impl GuestRam {
         self.memory.as_ref().expect("guest memory lives until drop")
     }
 
-    /// The file behind it.
-    pub fn file(&self) -> &RamFile {
-        &self.file
+    /// Where RAM is, in blocks.
+    pub fn blocks(&self) -> Vec<RamRange> {
+        let blocks = |range: &Range| RamRange {
+            first: GuestBlock(range.placement.gpa.0 / BLOCK),
+            blocks: range.placement.file.len() / BLOCK,
+            home: range.placement.file.start().0 / BLOCK,
+        };
+        self.ranges.iter().map(blocks).collect()
     }
 
     /// Gives the memory to a VM, in as few slots as KVM's limit allows.
@@ -126,38 +125,96 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Makes whole 2 MiB blocks of the guest, from `gpa` on, show `file` instead of what
-    /// they show now. Atomic for each page, also under running vCPUs: KVM drops the
-    /// nested page tables of the range and faults the new pages in.
-    ///
-    /// # Errors
-    /// Not whole blocks, not in one range of RAM, not in the file, or the host has no
-    /// room for another mapping (`vm.max_map_count`).
-    pub fn remap(
-        &self,
-        gpa: GuestAddress,
-        file: FileRange,
-        sharing: Sharing,
-    ) -> Result<(), MemoryError> {
-        let bad_block = || MemoryError::BadBlock { gpa, file };
-        let aligned = gpa.0.is_multiple_of(MemSize::BLOCK) && file.is_aligned(MemSize::BLOCK);
-        if !aligned || !self.file.range().contains(file) {
-            return Err(bad_block());
-        }
-        let (range, offset) = self
-            .ranges
+    /// Where `len` bytes from `gpa` on, all in one range of RAM, are mapped.
+    fn hva(&self, gpa: u64, len: u64) -> io::Result<*mut u8> {
+        self.ranges
             .iter()
             .find_map(|range| {
-                let offset = gpa.0.checked_sub(range.placement.gpa.0)?;
+                let offset = gpa.checked_sub(range.placement.gpa.0)?;
                 let room = range.placement.file.len().checked_sub(offset)?;
-                (file.len() <= room).then_some((range, offset))
+                // SAFETY: `offset` and `len` are inside the mapping, just checked.
+                (len <= room).then(|| unsafe { range.mapping.as_ptr().add(to_usize(offset)) })
             })
-            .ok_or_else(bad_block)?;
-        // SAFETY: `offset` and the length are inside the mapping, just checked.
-        let at = unsafe { range.mapping.as_ptr().add(to_usize(offset)) };
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not in one range of RAM"))
+    }
+
+    fn slice(&self, gpa: u64, len: u64) -> io::Result<VolatileSlice<'_>> {
+        self.memory()
+            .get_slice(GuestAddress(gpa), to_usize(len))
+            .map_err(io::Error::other)
+    }
+}
+
+impl GuestMapping for GuestRam {
+    /// KVM's MMU notifier drops the nested page tables of the range, and the next access
+    /// faults the new pages in.
+    fn remap(
+        &self,
+        at: GuestBlock,
+        file: &File,
+        range: FileRange,
+        sharing: Sharing,
+    ) -> io::Result<()> {
+        // Beyond the end of a file there would be SIGBUS instead of memory.
+        if !range.is_aligned(BLOCK) || range.end().0 > file.metadata()?.len() {
+            let message = "not whole blocks of the file";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let hva = self.hva(at.gpa(), range.len())?;
         // SAFETY: replaces part of a mapping that we own; everybody reaches guest memory
         // by volatile accesses only and must expect its contents to change at any time.
-        unsafe { map_file(&self.file, file, at, sharing) }
+        unsafe { map_file(file, range, hva, sharing) }
+    }
+
+    /// From the kernel's page map: a page that is there, or swapped, and not the file's
+    /// (Documentation/admin-guide/mm/pagemap.rst).
+    fn is_written(&self, block: GuestBlock) -> io::Result<bool> {
+        const PRESENT: u64 = 1 << 63;
+        const SWAPPED: u64 = 1 << 62;
+        const OF_FILE: u64 = 1 << 61;
+        let mut entries = [0; to_usize(BLOCK / PAGE * 8)];
+        let first = self.hva(block.gpa(), BLOCK)? as u64 / PAGE;
+        self.pagemap.read_exact_at(&mut entries, first * 8)?;
+        let (entries, _) = entries.as_chunks::<8>();
+        Ok(entries.iter().any(|entry| {
+            let entry = u64::from_ne_bytes(*entry);
+            entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0
+        }))
+    }
+
+    fn copy_out(&self, pages: &[GuestPage], file: &File, to: FileOffset) -> io::Result<()> {
+        let Some(range) = FileRange::new(to, pages.len() as u64 * PAGE) else {
+            return Ok(());
+        };
+        let window = Window::new(file, range)?;
+        for (page, at) in pages.iter().zip((0..).step_by(to_usize(PAGE))) {
+            let to = window.slice().subslice(at, to_usize(PAGE));
+            self.slice(page.gpa(), PAGE)?
+                .copy_to_volatile_slice(to.map_err(io::Error::other)?);
+        }
+        Ok(())
+    }
+
+    fn fill(&self, block: GuestBlock, from: Option<(&File, FileOffset)>) -> io::Result<()> {
+        let to = self.slice(block.gpa(), BLOCK)?;
+        let mut page = [0; to_usize(PAGE)];
+        for at in (0..BLOCK).step_by(page.len()) {
+            if let Some((file, from)) = from {
+                file.read_exact_at(&mut page, from.0 + at)?;
+            }
+            to.write_slice(&page, to_usize(at))
+                .map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    fn populate(&self, at: GuestBlock, blocks: u64) {
+        let len = blocks * BLOCK;
+        if let Ok(hva) = self.hva(at.gpa(), len) {
+            // SAFETY: advice on mapped memory of ours. Hosts before 5.14 refuse it; then
+            // the guest faults the pages in.
+            unsafe { libc::madvise(hva.cast(), to_usize(len), libc::MADV_POPULATE_READ) };
+        }
     }
 }
 
@@ -179,7 +236,7 @@ impl Drop for GuestRam {
 }
 
 /// Guest memory sizes fit `usize`: the crate is for 64-bit hosts.
-fn to_usize(len: u64) -> usize {
+const fn to_usize(len: u64) -> usize {
     const { assert!(size_of::<usize>() == size_of::<u64>()) };
     #[allow(clippy::cast_possible_truncation)] // just asserted
     {
@@ -187,14 +244,82 @@ fn to_usize(len: u64) -> usize {
     }
 }
 
-/// Maps a range of the file shared, at an address that is a multiple of 2 MiB.
-fn map_aligned(file: &RamFile, range: FileRange) -> Result<MmapRegion<()>, MemoryError> {
-    let block = to_usize(MemSize::BLOCK);
-    let len = to_usize(range.len());
-    let failed = |source| MemoryError::Map {
+/// A range of guest RAM.
+fn map_range(file: &File, range: FileRange) -> Result<MmapRegion<()>, MemoryError> {
+    let at = map_aligned(file, range).map_err(|source| MemoryError::Map {
         len: range.len(),
         source,
-    };
+    })?;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: `at` and the length are the mapping just made. It is unmapped only by
+    // `GuestRam::drop`, and only when nobody refers to this region any more.
+    unsafe {
+        MmapRegion::build_raw(
+            at,
+            to_usize(range.len()),
+            prot,
+            libc::MAP_SHARED | libc::MAP_NORESERVE,
+        )
+    }
+    .map_err(|e: MmapRegionError| MemoryError::Layout(Box::new(e)))
+}
+
+/// A part of a block of a file, mapped for writing, whose pages exist: touching it cannot
+/// fail for want of space.
+struct Window {
+    block: *mut u8,
+    offset: usize,
+    len: usize,
+}
+
+impl Window {
+    fn new(file: &File, range: FileRange) -> io::Result<Self> {
+        let start = range.start().0;
+        let block = FileRange::new(FileOffset(start - start % BLOCK), BLOCK)
+            .filter(|block| block.contains(range))
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not in one block"))?;
+        let window = Self {
+            block: map_aligned(file, block)?,
+            offset: to_usize(start % BLOCK),
+            len: to_usize(range.len()),
+        };
+        // SAFETY: inside the mapping just made. Allocates huge pages where advised.
+        let populated = unsafe {
+            libc::madvise(
+                window.block.add(window.offset).cast(),
+                window.len,
+                libc::MADV_POPULATE_WRITE,
+            )
+        };
+        match populated {
+            0 => Ok(window),
+            _ => match io::Error::last_os_error() {
+                // What would have been a SIGBUS: the file system is full.
+                e if e.raw_os_error() == Some(libc::EFAULT) => {
+                    Err(io::Error::from_raw_os_error(libc::ENOSPC))
+                }
+                e => Err(e),
+            },
+        }
+    }
+
+    fn slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: the range is mapped as long as `self` lives, and only used volatile.
+        unsafe { VolatileSlice::new(self.block.add(self.offset), self.len) }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: a mapping of ours, which nobody can refer to any more.
+        unsafe { libc::munmap(self.block.cast(), to_usize(BLOCK)) };
+    }
+}
+
+/// Maps a range of a file shared, at an address that is a multiple of 2 MiB.
+fn map_aligned(file: &File, range: FileRange) -> io::Result<*mut u8> {
+    let block = to_usize(BLOCK);
+    let len = to_usize(range.len());
     let room = len + block;
     // SAFETY: a new inaccessible mapping wherever the kernel likes; it touches nothing else.
     let reserved = unsafe {
@@ -208,7 +333,7 @@ fn map_aligned(file: &RamFile, range: FileRange) -> Result<MmapRegion<()>, Memor
         )
     };
     if reserved == libc::MAP_FAILED {
-        return Err(failed(io::Error::last_os_error()));
+        return Err(io::Error::last_os_error());
     }
     let reserved = reserved.cast::<u8>();
     let skip = reserved.align_offset(block);
@@ -227,43 +352,34 @@ fn map_aligned(file: &RamFile, range: FileRange) -> Result<MmapRegion<()>, Memor
             libc::munmap(at.add(len).cast(), block - skip);
         }
     }
-    mapped?;
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: `at` and `len` are the mapping just made. It is unmapped only by
-    // `GuestRam::drop`, and only when nobody refers to this region any more.
-    unsafe { MmapRegion::build_raw(at, len, prot, libc::MAP_SHARED | libc::MAP_NORESERVE) }
-        .map_err(|e: MmapRegionError| MemoryError::Layout(Box::new(e)))
+    mapped.map(|()| at)
 }
 
 /// Maps a range of the file at `at`.
 ///
 /// # Safety
 /// Whatever is mapped at `at` is replaced: the caller owns all of it.
-unsafe fn map_file(
-    file: &RamFile,
-    range: FileRange,
-    at: *mut u8,
-    sharing: Sharing,
-) -> Result<(), MemoryError> {
+unsafe fn map_file(file: &File, range: FileRange, at: *mut u8, sharing: Sharing) -> io::Result<()> {
     let len = to_usize(range.len());
-    let failed = || MemoryError::Map {
-        len: range.len(),
-        source: io::Error::last_os_error(),
+    let offset = libc::off_t::try_from(range.start().0)
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let sharing = match sharing {
+        Sharing::Shared => libc::MAP_SHARED,
+        Sharing::Private => libc::MAP_PRIVATE,
     };
-    let offset = libc::off_t::try_from(range.start().0).map_err(|_| failed())?;
     // SAFETY: the caller answers for `at`.
     let mapped = unsafe {
         libc::mmap(
             at.cast(),
             len,
             libc::PROT_READ | libc::PROT_WRITE,
-            sharing.mmap_flag() | libc::MAP_NORESERVE | libc::MAP_FIXED,
-            file.file().as_raw_fd(),
+            sharing | libc::MAP_NORESERVE | libc::MAP_FIXED,
+            file.as_raw_fd(),
             offset,
         )
     };
     if mapped == libc::MAP_FAILED {
-        return Err(failed());
+        return Err(io::Error::last_os_error());
     }
     for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
         // SAFETY: advice on the mapping just made. Hosts without huge pages refuse the
@@ -276,14 +392,12 @@ unsafe fn map_file(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mvas_host::FileOffset;
-    use vm_memory::Bytes;
 
-    const BLOCK: u64 = MemSize::BLOCK;
-
-    fn ram(bytes: u64) -> GuestRam {
+    /// Guest memory, and the file behind it.
+    fn ram(bytes: u64) -> (GuestRam, RamFile) {
         let file = RamFile::memfd("test", bytes).unwrap();
-        GuestRam::new(file, MemSize::from_bytes(bytes).unwrap(), PhysBits(46)).unwrap()
+        let ram = GuestRam::new(&file, MemSize::from_bytes(bytes).unwrap(), PhysBits(46));
+        (ram.unwrap(), file)
     }
 
     fn blocks(start: u64, count: u64) -> FileRange {
@@ -298,14 +412,18 @@ mod tests {
         ram.memory().write_obj(value, GuestAddress(gpa)).unwrap();
     }
 
+    fn pages(block: u64) -> Vec<GuestPage> {
+        (block * 512..(block + 1) * 512).map(GuestPage).collect()
+    }
+
     #[test]
     fn memory_far_above_the_hosts_is_mapped_sparse_and_aligned() {
-        let ram = ram(1 << 40);
+        let (ram, file) = ram(1 << 40);
         let last = (1 << 40) + (1 << 30) - 4;
         write(&ram, last, 7);
         assert_eq!(read(&ram, last), 7);
         assert!(ram.memory().read_obj::<u8>(GuestAddress(3 << 30)).is_err());
-        assert!(ram.file().allocated_bytes().unwrap() <= BLOCK);
+        assert!(file.allocated_bytes().unwrap() <= BLOCK);
         for range in &ram.ranges {
             assert_eq!(range.mapping.as_ptr() as u64 % BLOCK, 0);
         }
@@ -313,33 +431,90 @@ mod tests {
 
     #[test]
     fn a_privately_remapped_block_shows_the_file_and_keeps_writes_to_itself() {
-        let ram = ram(32 << 20);
+        let (ram, file) = ram(32 << 20);
         write(&ram, 3 * BLOCK, 33);
-        ram.remap(GuestAddress(0), blocks(3, 1), Sharing::Private)
+        ram.remap(GuestBlock(0), file.file(), blocks(3, 1), Sharing::Private)
             .unwrap();
         assert_eq!(read(&ram, 0), 33);
         write(&ram, 0, 1);
         assert_eq!((read(&ram, 0), read(&ram, 3 * BLOCK)), (1, 33));
-        ram.remap(GuestAddress(0), blocks(0, 1), Sharing::Shared)
+        ram.remap(GuestBlock(0), file.file(), blocks(0, 1), Sharing::Shared)
             .unwrap();
         assert_eq!(read(&ram, 0), 0);
     }
 
     #[test]
-    fn remapping_across_the_hole_or_beyond_memory_or_unaligned_is_refused() {
-        let ram = ram(4 << 30);
-        let refused = |gpa, file| {
-            let result = ram.remap(GuestAddress(gpa), file, Sharing::Private);
-            assert!(
-                matches!(result, Err(MemoryError::BadBlock { .. })),
-                "{gpa:#x} {file}"
-            );
+    fn another_file_can_be_shown_also_one_that_may_only_be_read() {
+        let (ram, _) = ram(32 << 20);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("other");
+        std::fs::write(&path, vec![7; 2 << 20]).unwrap();
+        let other = File::open(path).unwrap();
+        ram.remap(GuestBlock(5), &other, blocks(0, 1), Sharing::Private)
+            .unwrap();
+        assert_eq!(read(&ram, 5 * BLOCK), 0x0707_0707);
+        write(&ram, 5 * BLOCK, 1);
+        assert_eq!(read(&ram, 5 * BLOCK), 1);
+    }
+
+    #[test]
+    fn a_block_is_written_once_the_guest_wrote_to_it_not_when_it_was_read() {
+        let (ram, file) = ram(32 << 20);
+        write(&ram, BLOCK + 4096, 5);
+        ram.remap(GuestBlock(1), file.file(), blocks(1, 1), Sharing::Private)
+            .unwrap();
+        assert!(!ram.is_written(GuestBlock(1)).unwrap());
+        assert_eq!(read(&ram, BLOCK + 4096), 5);
+        ram.populate(GuestBlock(1), 1);
+        assert!(!ram.is_written(GuestBlock(1)).unwrap());
+        write(&ram, 2 * BLOCK - 4, 6);
+        assert!(ram.is_written(GuestBlock(1)).unwrap());
+        assert!(ram.is_written(GuestBlock(16)).is_err());
+    }
+
+    #[test]
+    fn pages_are_copied_out_in_order_and_blocks_filled_again() {
+        let (ram, file) = ram(32 << 20);
+        write(&ram, 0, 1);
+        write(&ram, 5 * 4096, 2);
+        ram.copy_out(
+            &[GuestPage(5), GuestPage(0)],
+            file.file(),
+            FileOffset(BLOCK + 8192),
+        )
+        .unwrap();
+        assert_eq!(
+            (read(&ram, BLOCK + 8192), read(&ram, BLOCK + 12288)),
+            (2, 1)
+        );
+        ram.fill(GuestBlock(2), Some((file.file(), FileOffset(BLOCK))))
+            .unwrap();
+        assert_eq!(read(&ram, 2 * BLOCK + 8192), 2);
+        ram.fill(GuestBlock(2), None).unwrap();
+        assert_eq!(read(&ram, 2 * BLOCK + 8192), 0);
+        // Across two blocks of the file, or from where no memory is.
+        let across = ram.copy_out(&pages(0), file.file(), FileOffset(4096));
+        assert_eq!(across.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert!(
+            ram.copy_out(&pages(16), file.file(), FileOffset(0))
+                .is_err()
+        );
+        ram.copy_out(&[], file.file(), FileOffset(1 << 50)).unwrap();
+    }
+
+    #[test]
+    fn remapping_across_the_hole_or_beyond_memory_or_the_file_is_refused() {
+        let (ram, file) = ram(4 << 30);
+        let refused = |gpa: u64, range| {
+            let at = GuestBlock(gpa / BLOCK);
+            let result = ram.remap(at, file.file(), range, Sharing::Private);
+            let kind = result.unwrap_err().kind();
+            assert_eq!(kind, io::ErrorKind::InvalidInput, "{gpa:#x} {range}");
         };
         refused(layout::HOLE_START - BLOCK, blocks(0, 2));
         refused(layout::HOLE_START, blocks(0, 1));
         refused(5 << 30, blocks(0, 1));
         refused(u64::MAX - BLOCK + 1, blocks(0, 1));
-        refused(4096, blocks(0, 1));
         refused(0, FileRange::new(FileOffset(4096), BLOCK).unwrap());
         refused(0, FileRange::new(FileOffset(0), 4096).unwrap());
         refused(0, blocks(2047, 2));
@@ -348,7 +523,7 @@ mod tests {
     #[test]
     fn dropping_unmaps_unless_somebody_still_holds_the_memory() {
         let held = {
-            let ram = ram(32 << 20);
+            let (ram, _) = ram(32 << 20);
             write(&ram, 0, 5);
             ram.memory().clone()
         };
@@ -358,7 +533,7 @@ mod tests {
     #[test]
     fn a_file_of_another_size_is_refused() {
         let file = RamFile::memfd("test", 64 << 20).unwrap();
-        let result = GuestRam::new(file, MemSize::from_bytes(32 << 20).unwrap(), PhysBits(46));
+        let result = GuestRam::new(&file, MemSize::from_bytes(32 << 20).unwrap(), PhysBits(46));
         assert!(matches!(result, Err(MemoryError::FileSize { .. })));
     }
 
@@ -366,7 +541,7 @@ mod tests {
     fn memory_beyond_the_hosts_address_space_is_an_error_not_a_crash() {
         let bytes = 1 << 50;
         let file = RamFile::memfd("test", bytes).unwrap();
-        let result = GuestRam::new(file, MemSize::from_bytes(bytes).unwrap(), PhysBits(52));
+        let result = GuestRam::new(&file, MemSize::from_bytes(bytes).unwrap(), PhysBits(52));
         assert!(matches!(result, Err(MemoryError::Map { .. })));
     }
 }

@@ -8,11 +8,10 @@ pub mod layout;
 use std::io;
 
 use thiserror::Error;
-use vm_memory::GuestAddress;
 
-use mvas_host::{FileRange, RamError};
+use mvas_host::RamError;
 
-pub use guest_ram::{GuestRam, Sharing};
+pub use guest_ram::GuestRam;
 pub use layout::PhysBits;
 
 /// Guest memory as devices see it.
@@ -68,12 +67,7 @@ pub enum MemoryError {
         /// KVM's reason.
         source: kvm_ioctls::Error,
     },
-    /// A block to remap is not on 2 MiB boundaries, or not in guest memory or the RAM file.
-    #[error("cannot remap guest address {:#x} to {file} of the RAM file: not whole 2 MiB blocks of both", gpa.0)]
-    BadBlock {
-        /// Where in the guest.
-        gpa: GuestAddress,
-        /// Where in the file.
-        file: FileRange,
-    },
+    /// The kernel does not tell what this process's pages are.
+    #[error("cannot open /proc/self/pagemap: mount /proc")]
+    Pagemap(#[source] io::Error),
 }

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use mvas_host::RamFile;
+use mvas_host::server::{Grant, Server, ServerConfig};
+use mvas_host::store::{StoreError, StoreRun};
 use thiserror::Error;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::epoll::EventSet;
@@ -40,6 +42,9 @@ pub enum RunError {
     /// Guest memory cannot be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The snapshot store is not usable.
+    #[error("cannot put the guest's memory into the snapshot store")]
+    Store(#[from] StoreError),
     /// The guest cannot be booted.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -102,13 +107,16 @@ struct Machine {
     bus: Bus,
     end: EndSignal,
     ram: Arc<GuestRam>,
+    /// Ends when guest memory is not mapped any more.
+    store_run: Option<StoreRun>,
 }
 
 impl Machine {
     fn new(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<Self, RunError> {
         let host = Host::open(kvm)?;
         host.check_cpus(config.cpus)?;
-        let ram = Arc::new(make_ram(&config, &host)?);
+        let (store_run, ram) = make_ram(&config, &host)?;
+        let ram = Arc::new(ram);
         let vm = Arc::new(Vm::new(&host, &ram)?);
         let end = EndSignal::new().map_err(host_error("make an event"))?;
         let mut bus = Bus::new();
@@ -130,6 +138,7 @@ impl Machine {
                 disks: config.disks,
                 vsock: config.vsock,
                 console: config.console,
+                vas: store_run.as_ref().map(|run| server(run, &config.ram, &ram)),
             },
             &Arc::new(ram.memory().clone()),
         )?;
@@ -151,13 +160,15 @@ impl Machine {
             bus,
             end,
             ram,
+            store_run,
         })
     }
 
     /// Runs the vCPUs in threads of their own, the devices in this one.
     fn run(self) -> Result<ExitReason, RunError> {
-        // Dropped in reverse order: guest memory is unmapped last.
+        // Dropped in reverse order: guest memory is unmapped, then its store run ends.
         let Self {
+            store_run: _store_run,
             ram: _ram,
             end,
             bus,
@@ -180,15 +191,48 @@ fn host_error(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
     move |source| RunError::Host { what, source }
 }
 
-fn make_ram(config: &VmConfig, host: &Host) -> Result<GuestRam, MemoryError> {
+fn make_ram(config: &VmConfig, host: &Host) -> Result<(Option<StoreRun>, GuestRam), RunError> {
     // Checked before there is a file: file systems have limits of their own.
     layout::place(config.mem, host.phys_bits())?;
     let (name, len) = (config.name.as_str(), config.mem.bytes());
-    let file = match &config.ram {
-        RamBacking::Memfd => RamFile::memfd(name, len),
-        RamBacking::Dir(dir) => RamFile::create_in(dir, name, len),
-    }?;
-    GuestRam::new(file, config.mem, host.phys_bits())
+    let map = |file: &RamFile| GuestRam::new(file, config.mem, host.phys_bits());
+    Ok(match &config.ram {
+        RamBacking::Memfd => {
+            let file = RamFile::memfd(name, len).map_err(MemoryError::from)?;
+            (None, map(&file)?)
+        }
+        RamBacking::Store { store, .. } => {
+            let run = store.start_run(name, len)?;
+            let ram = map(run.ram())?;
+            (Some(run), ram)
+        }
+    })
+}
+
+/// The server of the guest's snapshot requests.
+fn server(run: &StoreRun, backing: &RamBacking, ram: &Arc<GuestRam>) -> Arc<Server> {
+    let grant = match backing {
+        RamBacking::Store { grant, .. } => *grant,
+        RamBacking::Memfd => Grant::Own,
+    };
+    Arc::new(Server::new(ServerConfig {
+        run: run.clone(),
+        memory: Arc::clone(ram) as _,
+        ram: ram.blocks(),
+        grant,
+        max_mappings: max_mappings(),
+        populate: true,
+    }))
+}
+
+/// The most mappings that guest memory may take of this process's address space: what the
+/// host allows, less some for all else.
+fn max_mappings() -> u64 {
+    const DEFAULT: u64 = 65530;
+    const OTHERS: u64 = 4096;
+    let allowed = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    let allowed = allowed.ok().and_then(|text| text.trim().parse().ok());
+    allowed.unwrap_or(DEFAULT).saturating_sub(OTHERS)
 }
 
 fn attach_power(end: &EndSignal, bus: &mut Bus) -> Result<(), BusError> {
@@ -231,7 +275,9 @@ fn attach_virtio(
             vm.add_doorbell(event, u64::from(base) + QUEUE_NOTIFY, queue)?;
         }
         bus.add_mmio_device(base.into(), layout::VIRTIO_MMIO_SIZE, device.transport)?;
-        events.add_subscriber(device.subscriber);
+        if let Some(subscriber) = device.subscriber {
+            events.add_subscriber(subscriber);
+        }
         tracing::debug!(device.name, base, irq, "virtio device");
         attached.push(MmioDevice { base, irq });
     }

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use mvas_host::{FileOffset, FileRange};
+use mvas_host::server::{BLOCK, GuestBlock, GuestMapping, Sharing};
 use tempfile::TempDir;
 use vm_device::MutDevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
@@ -17,7 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::guests::*;
 use super::*;
 use crate::boot::test_kernel;
-use crate::memory::Sharing;
+use crate::test_store::test_store;
 
 /// Sends what the guest prints to the test.
 struct Output(Sender<u8>);
@@ -180,23 +181,26 @@ fn the_second_vcpu_starts_when_the_first_says_so() {
 #[test]
 fn memory_remapped_under_a_running_vcpu_is_what_it_sees_and_its_writes_stay_private() {
     const WATCHED: GuestAddress = GuestAddress(16 << 20);
-    const SOURCE: GuestAddress = GuestAddress(32 << 20);
     let (machine, printed) = Guest::new(watch_memory()).machine();
     let machine = machine.unwrap();
     let ram = Arc::clone(&machine.ram);
-    ram.memory().write_obj(b'B', SOURCE).unwrap();
+    let source = RamFile::memfd("source", BLOCK).unwrap();
+    source.file().write_all_at(b"B", 0).unwrap();
     let end = thread::scope(|scope| {
-        let ram = &ram;
+        let (ram, source) = (&ram, &source);
         scope.spawn(move || {
             wait_for(&printed, b's');
-            let source = FileRange::new(FileOffset(SOURCE.0), 2 << 20).unwrap();
-            ram.remap(WATCHED, source, Sharing::Private).unwrap();
+            let watched = GuestBlock::at(WATCHED.0).unwrap();
+            ram.remap(watched, source.file(), source.range(), Sharing::Private)
+                .unwrap();
         });
         machine.run()
     });
     assert_eq!(end.unwrap(), ExitReason::PowerOff);
-    let byte = |at| ram.memory().read_obj::<u8>(at).unwrap();
-    assert_eq!((byte(WATCHED), byte(SOURCE)), (b'C', b'B'));
+    let mut byte = [0];
+    source.file().read_exact_at(&mut byte, 0).unwrap();
+    assert_eq!(ram.memory().read_obj::<u8>(WATCHED).unwrap(), b'C');
+    assert_eq!(byte, *b"B");
 }
 
 #[test]
@@ -259,22 +263,22 @@ fn a_panic_in_the_event_loop_stops_the_vcpus_too() {
 }
 
 #[test]
-fn a_ram_file_in_a_folder_is_locked_while_the_vm_is_there_and_removed_after() {
-    let mut first = Guest::new(power_off());
-    let folder = tempfile::tempdir().unwrap();
-    first.config.ram = RamBacking::Dir(folder.path().to_owned());
-    let mut second = Guest::new(power_off());
-    second.config.ram = RamBacking::Dir(folder.path().to_owned());
-    let machine = first.machine().0.unwrap();
-    assert!(folder.path().join("test.ram").exists());
-    let error = second.error();
-    let in_use = matches!(
-        error,
-        RunError::Memory(MemoryError::File(mvas_host::RamError::InUse(_)))
-    );
-    assert!(in_use, "{error}");
+fn a_ram_file_in_a_store_is_gone_after_its_vm_if_no_snapshot_needs_it() {
+    let (folder, store) = test_store();
+    let mut guest = Guest::new(power_off());
+    guest.config.ram = RamBacking::Store {
+        store,
+        grant: Grant::Own,
+    };
+    let machine = guest.machine().0.unwrap();
+    let files = || {
+        fs::read_dir(folder.path().join("store/ram"))
+            .unwrap()
+            .count()
+    };
+    assert_eq!(files(), 1);
     machine.run().unwrap();
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert_eq!(files(), 0);
 }
 
 #[test]

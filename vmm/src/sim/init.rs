@@ -81,7 +81,10 @@ pub(crate) fn run(args: &InitArgs) -> Result<u8> {
     if let Err(error) = init::bind_file(Path::new("/proc/self/exe"), Path::new(MVASVM)) {
         init::log(format!("cannot make {MVASVM}: {error}"));
     }
-    mount_tmpfs("/var/tmp");
+    mount_tmpfs("/var/tmp", "mode=1777", MsFlags::empty());
+    // For the snapshot store: guests are larger than this machine, and want huge pages.
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount_tmpfs("/dev/shm", "huge=advise,size=0", flags);
     for (index, share) in args.share.iter().enumerate() {
         mount_share(&share_tag(index), share);
     }
@@ -127,13 +130,13 @@ fn mount_share(tag: &str, share: &Share) {
     }
 }
 
-fn mount_tmpfs(target: &str) {
+fn mount_tmpfs(target: &str, options: &str, flags: MsFlags) {
     let mounted = init::mount(Mount {
         source: "tmpfs",
         target: Path::new(target),
         kind: "tmpfs",
-        options: "mode=1777",
-        flags: MsFlags::empty(),
+        options,
+        flags,
     });
     if let Err(error) = mounted {
         init::log(format!("cannot mount a tmpfs on {target}: {error}"));

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use event_manager::MutEventSubscriber;
+use mvas_host::server::Server;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -12,6 +13,7 @@ use super::console::Console;
 use super::device::VirtioDevice;
 use super::entropy::Entropy;
 use super::mmio::MmioTransport;
+use super::vas::Vas;
 use super::vsock::{ListenError, Vsock};
 use crate::config::{ConsoleConfig, DiskConfig, VsockConfig};
 use crate::memory::GuestMemory;
@@ -45,6 +47,8 @@ pub struct DeviceConfig {
     pub vsock: Option<VsockConfig>,
     /// `hvc0`.
     pub console: Option<ConsoleConfig>,
+    /// The way to the snapshot store.
+    pub vas: Option<Arc<Server>>,
 }
 
 /// A device, ready for the bus, KVM and the event loop.
@@ -58,8 +62,9 @@ pub struct MmioDevice {
     /// One for each queue: ioeventfds for 4-byte writes of the queue's index to
     /// `VIRTIO_MMIO_QUEUE_NOTIFY`. Without them, notifications work through the window too.
     pub queue_events: Vec<EventFd>,
-    /// To be added to the event loop before the guest runs.
-    pub subscriber: Arc<Mutex<dyn MutEventSubscriber + Send>>,
+    /// To be added to the event loop before the guest runs, unless the device has threads of
+    /// its own.
+    pub subscriber: Option<Arc<Mutex<dyn MutEventSubscriber + Send>>>,
 }
 
 /// Makes all devices, in the order in which the guest should find them. Images are open and
@@ -85,6 +90,10 @@ pub fn build(config: DeviceConfig, mem: &Arc<GuestMemory>) -> Result<Vec<MmioDev
         let console = Console::new(config).map_err(io_error("console"))?;
         devices.push(attach("console".to_owned(), console, mem).map_err(io_error("console"))?);
     }
+    if let Some(server) = config.vas {
+        let vas = Arc::new(Mutex::new(Vas::new(server).map_err(io_error("vas"))?));
+        devices.push(on_mmio("vas".to_owned(), vas, mem).map_err(io_error("vas"))?);
+    }
     Ok(devices)
 }
 
@@ -97,16 +106,27 @@ where
     D: VirtioDevice + MutEventSubscriber + 'static,
 {
     let device = Arc::new(Mutex::new(device));
+    let mut attached = on_mmio(name, Arc::clone(&device) as _, mem)?;
+    attached.subscriber = Some(device);
+    Ok(attached)
+}
+
+/// Gives a device its window and its events.
+fn on_mmio(
+    name: String,
+    device: Arc<Mutex<dyn VirtioDevice>>,
+    mem: &Arc<GuestMemory>,
+) -> io::Result<MmioDevice> {
     let irq = EventFd::new(EFD_NONBLOCK)?;
     let line = Box::new(irq.try_clone()?);
-    let transport = MmioTransport::new(Arc::clone(mem), line, Arc::clone(&device) as _)?;
+    let transport = MmioTransport::new(Arc::clone(mem), line, device)?;
     let queue_events = transport.queue_events().iter().map(EventFd::try_clone);
     Ok(MmioDevice {
         name,
         queue_events: queue_events.collect::<io::Result<_>>()?,
         transport: Arc::new(Mutex::new(transport)),
         irq,
-        subscriber: device,
+        subscriber: None,
     })
 }
 
@@ -137,6 +157,7 @@ mod tests {
                 output: tempfile::tempfile().unwrap().into(),
                 resized: None,
             }),
+            vas: None,
         };
         let devices = build(config, &memory()).unwrap();
         let names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
@@ -145,7 +166,7 @@ mod tests {
         let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber + Send>>>::new().unwrap();
         for device in devices {
             device.queue_events[0].write(1).unwrap();
-            events.add_subscriber(device.subscriber);
+            events.add_subscriber(device.subscriber.expect("in the event loop"));
         }
         // Kicks before the driver is ready are taken and do nothing.
         assert_eq!(events.run_with_timeout(0).unwrap(), 5);

@@ -11,7 +11,8 @@
 //! - a wrong *ring* stops the device, which asks for a reset (`DEVICE_NEEDS_RESET`).
 //!
 //! None of them panics, hangs, or does more than [`queue::BUDGET`] chains of work before
-//! the event loop's other subscribers get their turn.
+//! the event loop's other subscribers get their turn. [`vas`], whose requests may copy for
+//! long, has threads of its own instead.
 
 pub mod block;
 pub mod build;
@@ -22,6 +23,7 @@ pub mod entropy;
 pub mod interrupt;
 pub mod mmio;
 pub mod queue;
+pub mod vas;
 pub mod vsock;
 
 #[cfg(test)]

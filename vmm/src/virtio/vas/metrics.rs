@@ -1,0 +1,16 @@
+//! What the virtio side of the device counts; `mvas_host::server` counts blocks and pages.
+
+use crate::metrics::Counter;
+
+/// Counters of a virtio-vas device.
+#[derive(Debug, Default)]
+pub struct VasMetrics {
+    /// Times each queue was looked at.
+    pub rounds: [Counter; 2],
+    /// Requests done.
+    pub requests: Counter,
+    /// Requests answered with an error.
+    pub errors: Counter,
+    /// Chains that broke a rule.
+    pub bad_chains: Counter,
+}
