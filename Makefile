@@ -4,7 +4,7 @@
 RELEASE := target/release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-long test-debug kernel kernel-debug image binaries setup clean
+.PHONY: help demo bench test test-debug kernel kernel-debug image binaries setup clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
@@ -15,11 +15,8 @@ demo: image ## Dump and restore a loaded Redis, by stock CRIU and by vascriu
 bench: image ## Measure stock CRIU against vascriu over sizes of memory
 	@$(RELEASE)/mvas-exp bench
 
-test: setup ## Run the tests that an emulated machine does in half an hour
+test: setup ## Run all tests
 	@images/test
-
-test-long: setup ## Run all tests
-	@images/test long
 
 test-debug: setup ## Run the tests of the kernel and vascriu with KASAN and lockdep
 	@images/test debug
