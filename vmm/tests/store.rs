@@ -194,6 +194,20 @@ fn a_broken_snapshot_is_told_everywhere_and_can_be_removed() {
 }
 
 #[test]
+fn gc_says_what_a_killed_vm_left() {
+    let shm = Shm::with_snapshots();
+    // All that is left of a killed VM is a RAM file that nobody has locked.
+    let left = shm.path().join("ram/00000000000000aa.ram");
+    fs::write(&left, vec![1; 3 << 20]).unwrap();
+    fs::write(shm.path().join("uses/00000000000000aa"), "").unwrap();
+    let (out, _) = shm.ends(&["store", "gc"], 0);
+    assert_eq!(out, "3M given back\n");
+    assert!(!left.exists());
+    assert_eq!(shm.json(&["store", "gc"], 0)["bytes"], 0);
+    assert_eq!(shm.json(&["store", "check"], 0)["snapshots"], 2);
+}
+
+#[test]
 fn gc_with_force_does_without_broken_snapshots() {
     let shm = Shm::with_snapshots();
     shm.break_manifest("one");

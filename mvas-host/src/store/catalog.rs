@@ -48,10 +48,29 @@ pub(super) struct Catalog {
 impl Catalog {
     /// Blocks that snapshots need.
     pub fn needed(&self) -> ExtentSet {
-        self.heads
-            .iter()
-            .flat_map(|(_, head)| head.needs())
-            .collect()
+        let sets = self.heads.iter().map(|(_, head)| head.needed());
+        sets.flat_map(|set| set.runs()).copied().collect()
+    }
+}
+
+/// Every block that a snapshot or a living VM run needs, but for what is a living run's own
+/// and never was a snapshot's.
+pub(super) struct Needed<'a>(Vec<&'a ExtentSet>);
+
+impl<'a> Needed<'a> {
+    pub fn new(catalog: &'a Catalog, uses: &'a [Uses]) -> Self {
+        let heads = catalog.heads.iter().map(|(_, head)| head.needed());
+        Self(heads.chain(uses.iter().map(|u| &u.extents)).collect())
+    }
+
+    /// Those of `blocks` that are not needed.
+    pub fn without(&self, blocks: ExtentSet) -> ExtentSet {
+        self.0.iter().fold(blocks, |rest, set| rest.minus(set))
+    }
+
+    /// Whether something of this RAM file is needed.
+    pub fn any_of(&self, run: RunId) -> bool {
+        self.0.iter().any(|set| !set.of(run).is_empty())
     }
 }
 
@@ -132,15 +151,6 @@ impl Locked<'_> {
         living
             .map(|run| uses::read(run.id, &self.dir().uses(run.id)))
             .collect()
-    }
-
-    /// Every block that a snapshot or a living VM run needs, but for what is a living run's
-    /// own and never was a snapshot's.
-    pub fn needed(&self, catalog: &Catalog, runs: &[RunState]) -> Result<ExtentSet, StoreError> {
-        let uses = self.living_uses(runs)?;
-        let used = uses.iter().flat_map(|u| u.extents.runs());
-        let named = catalog.heads.iter().flat_map(|(_, head)| head.needs());
-        Ok(used.copied().chain(named).collect())
     }
 
     /// Reads a snapshot and verifies all of it.

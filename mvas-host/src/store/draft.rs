@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -175,6 +175,7 @@ impl Draft {
             packed_pages: pages,
             meta_bytes: self.meta.len() as u64,
             meta_sha256: manifest::digest(&self.meta),
+            needed: OnceLock::new(),
         })
     }
 

@@ -65,6 +65,11 @@ impl Ledger {
         extent.run == self.run && self.live.contains(&extent.block)
     }
 
+    /// Whether some extent of this RAM file is in use.
+    pub fn uses_any_of(&self, run: RunId) -> bool {
+        self.uses.keys().any(|extent| extent.run == run)
+    }
+
     /// Of `extents`, those that have no record yet, each once.
     pub fn without_record(&self, extents: &[Extent]) -> Vec<Extent> {
         let mut seen = HashSet::new();

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -37,6 +37,9 @@ pub enum ManifestError {
         /// What there is.
         found: u64,
     },
+    /// More than a manifest may have.
+    #[error("its head or its metadata would be longer than {MAX_PART} bytes")]
+    TooLong,
     /// Some byte of the head is not what was written.
     #[error("the checksum of its head is wrong: it is damaged")]
     HeadDigest,
@@ -90,17 +93,18 @@ pub struct Head {
     pub meta_bytes: u64,
     /// SHA-256 of the metadata, hexadecimal.
     pub meta_sha256: String,
+    /// Worked out when it is asked for.
+    #[serde(skip)]
+    pub(super) needed: OnceLock<ExtentSet>,
 }
 
 impl Head {
-    /// The blocks that the snapshot needs.
-    pub(super) fn needs(&self) -> impl Iterator<Item = super::ExtentRun> + '_ {
-        self.blocks.runs().iter().chain(self.packed.runs()).copied()
-    }
-
     /// The blocks that the snapshot needs, each once.
-    pub(super) fn needed(&self) -> ExtentSet {
-        self.needs().collect()
+    pub(super) fn needed(&self) -> &ExtentSet {
+        self.needed.get_or_init(|| {
+            let runs = self.blocks.runs().iter().chain(self.packed.runs());
+            runs.copied().collect()
+        })
     }
 }
 
@@ -136,8 +140,10 @@ pub(super) fn digest(bytes: &[u8]) -> String {
 /// A part is longer than a manifest may have.
 pub(super) fn encode(head: &Head, meta: &[u8]) -> Result<Vec<u8>, ManifestError> {
     let json = serde_json::to_vec(head)?;
-    let too_long = |_| ManifestError::Disagrees("its length");
-    let json_len = u32::try_from(json.len()).map_err(too_long)?;
+    if json.len().max(meta.len()) as u64 > MAX_PART {
+        return Err(ManifestError::TooLong);
+    }
+    let json_len = u32::try_from(json.len()).map_err(|_| ManifestError::TooLong)?;
     let mut bytes = Vec::with_capacity(FIXED + json.len() + DIGEST + meta.len());
     bytes.extend(MAGIC);
     bytes.extend(VERSION.to_le_bytes());
@@ -212,4 +218,152 @@ pub(super) fn check_meta(head: &Head, meta: &[u8]) -> Result<(), ManifestError> 
         return Err(ManifestError::Disagrees("the packed pages"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ExtentRun;
+    use proptest::prelude::*;
+
+    fn list(runs: &[(u64, u64, u64)]) -> ExtentList {
+        let run = |&(run, first, count): &(u64, u64, u64)| ExtentRun {
+            run: RunId::new(run).unwrap(),
+            first,
+            count,
+        };
+        runs.iter().map(run).collect::<Vec<_>>().try_into().unwrap()
+    }
+
+    /// A head for metadata without address spaces.
+    fn head(meta: &[u8]) -> Head {
+        Head {
+            name: "s".parse().unwrap(),
+            vm: "vm".to_owned(),
+            run: RunId::new(1).unwrap(),
+            created_ns: 1,
+            vases: 0,
+            vmas: 0,
+            pages: 0,
+            blocks: list(&[(1, 5, 3), (2, 0, 1)]),
+            packed: list(&[(1, 0, 1)]),
+            packed_pages: 512,
+            meta_bytes: meta.len() as u64,
+            meta_sha256: digest(meta),
+            needed: OnceLock::new(),
+        }
+    }
+
+    fn empty_meta() -> Vec<u8> {
+        [0x4d53_4156u32, 1, 0, 0]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<(Head, Vec<u8>), ManifestError> {
+        let (head_len, meta_len) = lengths(bytes, bytes.len() as u64)?;
+        let head = decode_head(&bytes[..head_len])?;
+        let meta = bytes[head_len..].to_vec();
+        assert_eq!(meta.len(), meta_len);
+        check_meta(&head, &meta)?;
+        Ok((head, meta))
+    }
+
+    /// Bytes whose lengths and checksum are right, around any JSON.
+    fn sealed(json: &[u8], meta: &[u8]) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(u32::try_from(json.len()).unwrap().to_le_bytes());
+        bytes.extend((meta.len() as u64).to_le_bytes());
+        bytes.extend(json);
+        let sum = Sha256::digest(&bytes);
+        bytes.extend(sum);
+        bytes.extend(meta);
+        bytes
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let meta = empty_meta();
+        let bytes = encode(&head(&meta), &meta).unwrap();
+        assert_eq!(decode(&bytes).unwrap(), (head(&meta), meta));
+    }
+
+    #[test]
+    fn a_head_that_contradicts_its_content_is_refused() {
+        let meta = empty_meta();
+        let refuse = |change: fn(&mut Head)| {
+            let mut head = head(&meta);
+            change(&mut head);
+            assert!(decode(&encode(&head, &meta).unwrap()).is_err(), "{head:?}");
+        };
+        refuse(|h| h.vases = 1);
+        refuse(|h| h.vmas = 1);
+        refuse(|h| h.pages = u64::MAX);
+        refuse(|h| h.packed_pages = 513);
+        refuse(|h| h.packed_pages = u64::MAX);
+        refuse(|h| h.meta_bytes = 0);
+        refuse(|h| h.meta_sha256 = h.meta_sha256.to_uppercase());
+    }
+
+    #[test]
+    fn a_sealed_head_that_makes_no_sense_is_refused() {
+        let meta = empty_meta();
+        let json = serde_json::to_string(&head(&meta)).unwrap();
+        assert!(decode(&sealed(json.as_bytes(), &meta)).is_ok());
+        let run = |text: &str| format!(r#"[{{"run":"{text}}}]"#);
+        let deep = "[".repeat(100_000);
+        for (what, by) in [
+            (r#""name":"s""#, r#""name":"../s""#.to_owned()),
+            (r#""vm":"vm""#, r#""vm":"vm","more":1"#.to_owned()),
+            (r#""first":5"#, r#""first":18446744073709551615"#.to_owned()),
+            (r#""count":3"#, r#""count":18446744073709551615"#.to_owned()),
+            (r#""count":3"#, r#""count":0"#.to_owned()),
+            (r#""count":3"#, r#""count":-3"#.to_owned()),
+            (r#""packed_pages":512"#, r#""packed_pages":1e99"#.to_owned()),
+            (
+                r#""run":"0000000000000002""#,
+                r#""run":"0000000000000000""#.to_owned(),
+            ),
+            (r#""blocks":["#, format!(r#""blocks":[{deep}"#)),
+            ("{", String::new()),
+            (&json.clone(), run("x")),
+        ] {
+            let changed = json.replacen(what, &by, 1);
+            assert_ne!(changed, json, "{what}");
+            assert!(
+                decode(&sealed(changed.as_bytes(), &meta)).is_err(),
+                "{changed:.300}"
+            );
+        }
+        assert!(decode(&sealed(b"\xff", &meta)).is_err());
+    }
+
+    #[test]
+    fn huge_lengths_are_refused_before_they_are_believed() {
+        let meta = empty_meta();
+        let bytes = encode(&head(&meta), &meta).unwrap();
+        for (at, len) in [(12, 4), (16, 8)] {
+            let mut huge = bytes.clone();
+            huge[at..at + len].fill(0xff);
+            for file_len in [bytes.len() as u64, u64::MAX, 1 << 62] {
+                let read = lengths(&huge, file_len);
+                assert!(
+                    matches!(read, Err(ManifestError::Length { .. })),
+                    "{read:?}"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200), json: String) {
+            prop_assert!(decode(&bytes).is_err());
+            prop_assert!(decode(&sealed(json.as_bytes(), &bytes)).is_err());
+            let magic = [&MAGIC[..], &VERSION.to_le_bytes(), &bytes].concat();
+            prop_assert!(decode(&magic).is_err());
+        }
+    }
 }

@@ -30,7 +30,7 @@ mod sweep;
 mod uses;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use nix::sys::statvfs::statvfs;
 use nix::unistd::geteuid;
@@ -69,6 +69,8 @@ struct Inner {
     dir: StoreDir,
     limit: Option<u64>,
     cache: Mutex<Cache>,
+    /// Set once, by `open`.
+    cleaned: OnceLock<Freed>,
 }
 
 impl Store {
@@ -83,12 +85,19 @@ impl Store {
             dir,
             limit: options.limit,
             cache: Mutex::default(),
+            cleaned: OnceLock::new(),
         }));
         let locked = store.lock()?;
         store.dir().prepare()?;
-        locked.sweep(false)?;
+        let freed = locked.sweep(false)?;
         drop(locked);
+        store.0.cleaned.get_or_init(|| freed);
         Ok(store)
+    }
+
+    /// What [`Self::open`] gave back of what killed monitors left.
+    pub fn cleaned(&self) -> Freed {
+        self.0.cleaned.get().cloned().unwrap_or_default()
     }
 
     /// The store of this user when none is named: `/dev/shm/mvas-UID`.

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use serde::Serialize;
 
-use super::catalog::{self, Catalog, RunState};
+use super::catalog::{self, Catalog, Needed, RunState};
 use super::error::failed;
 use super::extent::{BLOCK, ExtentRun, ExtentSet};
 use super::id::{RunId, SnapshotName};
@@ -148,9 +148,10 @@ fn broken(error: &StoreError) -> SnapshotState {
 fn facts(name: &SnapshotName, head: &Head, catalog: &Catalog, uses: &[Uses]) -> SnapshotFacts {
     let needed = head.needed();
     let others = catalog.heads.iter().filter(|(other, _)| other != name);
-    let others: ExtentSet = others.flat_map(|(_, head)| head.needs()).collect();
+    let others = others.flat_map(|(_, head)| head.needed().runs());
+    let others: ExtentSet = others.copied().collect();
     let own = needed.minus(&others).len();
-    let users = uses.iter().filter(|u| !u.extents.and(&needed).is_empty());
+    let users = uses.iter().filter(|u| !u.extents.and(needed).is_empty());
     SnapshotFacts {
         vm: head.vm.clone(),
         run: head.run,
@@ -260,13 +261,14 @@ impl Locked<'_> {
         runs: &[RunState],
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
-        let needed = self.needed(catalog, runs)?;
+        let uses = self.living_uses(runs)?;
+        let needed = Needed::new(catalog, &uses);
         for run in runs.iter().filter(|run| !run.alive) {
             let path = self.dir().ram(run.id);
             let Some(file) = catalog::open(&path)? else {
                 continue;
             };
-            if needed.of(run.id).is_empty() {
+            if !needed.any_of(run.id) {
                 report.problem(path, "is of a dead VM, and nothing in it is needed: run gc");
                 continue;
             }
@@ -275,7 +277,7 @@ impl Locked<'_> {
                 first: 0,
                 count: run.blocks,
             };
-            let gaps = std::iter::once(all).collect::<ExtentSet>().minus(&needed);
+            let gaps = needed.without(std::iter::once(all).collect());
             for gap in gaps.runs() {
                 if has_data(&file, *gap).map_err(failed("examine", &path))? {
                     let what = format!(

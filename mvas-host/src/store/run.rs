@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use super::catalog::Needed;
 use super::draft::{Draft, OpenSnapshot};
 use super::error::failed;
 use super::extent::{BLOCK, Extent, ExtentRun};
@@ -201,8 +202,13 @@ impl StoreRun {
         state.uses.remove(&unused.extents)?;
         let catalog = locked.catalog()?;
         if catalog.broken.is_empty() {
-            let needed = locked.needed(&catalog, &locked.runs()?)?;
-            locked.free(&unused.extents.into_iter().collect(), &needed)?;
+            let mut runs = locked.runs()?;
+            runs.retain(|run| run.id != self.id()); // the ledger knows, and is quicker
+            let uses = locked.living_uses(&runs)?;
+            let needed = Needed::new(&catalog, &uses);
+            let unneeded = needed.without(unused.extents.into_iter().collect());
+            let any_needed = |run| needed.any_of(run) || state.ledger.uses_any_of(run);
+            locked.free(&unneeded, any_needed)?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde::Serialize;
 
-use super::catalog::{self, RunState};
+use super::catalog::{self, Needed, RunState};
 use super::error::failed;
 use super::extent::{BLOCK, ExtentRun, ExtentSet};
 use super::id::{RunId, SnapshotName};
@@ -76,15 +76,17 @@ impl Locked<'_> {
             freed.blocked_by = catalog.broken;
             return Ok(freed);
         }
-        let needed = self.needed(&catalog, &runs)?;
+        let uses = self.living_uses(&runs)?;
+        let needed = Needed::new(&catalog, &uses);
         let dead = runs.iter().filter(|run| !run.alive).map(|run| ExtentRun {
             run: run.id,
             first: 0,
             count: run.blocks.max(1),
         });
         let gone = catalog.gone.iter().filter_map(|(_, head)| head.as_ref());
-        let named = gone.flat_map(|head| head.needs());
-        freed.bytes = self.free(&dead.chain(named).collect(), &needed)?;
+        let named = gone.flat_map(|head| head.needed().runs()).copied();
+        let unneeded = needed.without(dead.chain(named).collect());
+        freed.bytes = self.free(&unneeded, |run| needed.any_of(run))?;
         for (file, _) in &catalog.gone {
             let path = self.dir().snapshots().join(file);
             let meta = fs::symlink_metadata(&path).map_err(failed("stat", &path))?;
@@ -118,17 +120,20 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// Gives back those of `candidates` that are not `needed`, and RAM files of dead runs in
-    /// which nothing is needed. Returns how many bytes.
-    pub fn free(&self, candidates: &ExtentSet, needed: &ExtentSet) -> Result<u64, StoreError> {
-        let unneeded = candidates.minus(needed);
+    /// Gives back what nobody needs, and RAM files of dead runs of which `any_needed` says no.
+    /// Returns how many bytes.
+    pub fn free(
+        &self,
+        unneeded: &ExtentSet,
+        any_needed: impl Fn(RunId) -> bool,
+    ) -> Result<u64, StoreError> {
         let mut bytes = 0;
         for run in unneeded.run_ids() {
             let path = self.dir().ram(run);
             let Some(file) = catalog::open(&path)? else {
                 continue;
             };
-            if needed.of(run).is_empty() && !catalog::is_locked(&file, &path)? {
+            if !any_needed(run) && !catalog::is_locked(&file, &path)? {
                 bytes += allocated(&file, &path)?;
                 // A descriptor that somebody still has must not keep the memory.
                 file.set_len(0).map_err(failed("empty", &path))?;

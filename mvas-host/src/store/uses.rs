@@ -114,16 +114,20 @@ impl UsesFile {
         Ok(())
     }
 
-    /// Strikes extents out.
+    /// Strikes extents out. After an error the file may protect some for as long as the run
+    /// lives.
     pub fn remove(&mut self, extents: &[Extent]) -> Result<(), StoreError> {
-        for extent in extents {
-            let Some(slot) = self.slots.get(extent).copied() else {
-                continue;
-            };
-            let written = self.file.write_all_at(&[0; RECORD], position(slot));
-            written.map_err(failed("write", &self.path))?;
-            self.slots.remove(extent);
-            self.free.push(slot);
+        let mut slots: Vec<u64> = extents
+            .iter()
+            .filter_map(|e| self.slots.remove(e))
+            .collect();
+        slots.sort_unstable();
+        for slots in slots.chunk_by(|a, b| a + 1 == *b) {
+            let struck = self
+                .file
+                .write_all_at(&vec![0; slots.len() * RECORD], position(slots[0]));
+            struck.map_err(failed("write", &self.path))?;
+            self.free.extend(slots);
         }
         if self.slots.is_empty() {
             let cut = self.file.set_len(position(0));

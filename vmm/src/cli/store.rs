@@ -139,7 +139,8 @@ pub(super) fn run(args: &StoreArgs) -> Result<u8> {
 
 fn gc(args: &GcArgs) -> Result<u8> {
     let store = args.dir.open()?;
-    let freed = store.gc(args.force)?;
+    let mut freed = store.gc(args.force)?;
+    freed.bytes += store.cleaned().bytes;
     let mut out = io::stdout().lock();
     if args.json {
         serde_json::to_writer_pretty(&mut out, &freed)?;
