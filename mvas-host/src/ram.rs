@@ -1,7 +1,7 @@
 //! The file that backs a guest's memory.
 
 use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +11,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use thiserror::Error;
 
-use crate::locked::{self, open_locked};
+use crate::locked;
 use crate::range::{FileOffset, FileRange};
 
 /// Why a RAM file could not be made.
@@ -20,12 +20,9 @@ pub enum RamError {
     /// A guest without memory was asked for.
     #[error("a RAM file cannot be empty: ask for some memory")]
     Empty,
-    /// The name cannot be part of a file name.
-    #[error("{0:?} cannot name a RAM file: use a plain name without '/'")]
+    /// The name contains a 0 byte.
+    #[error("{0:?} cannot name a RAM file")]
     Name(String),
-    /// Another process uses the file.
-    #[error("the RAM file {} is in use by another VM: stop that one or use another name", .0.display())]
-    InUse(PathBuf),
     /// A system call failed.
     #[error("cannot {what} the RAM file {}", path.display())]
     Io {
@@ -38,15 +35,12 @@ pub enum RamError {
     },
 }
 
-/// The file that backs a guest's memory: sparse, zeroed, of one size for life.
-///
-/// It takes host memory only for what the guest has touched. A named file is locked
-/// against use by a second VM and removed on drop.
+/// The file that backs a guest's memory: sparse, zeroed. It takes host memory only for what
+/// the guest has touched.
 #[derive(Debug)]
 pub struct RamFile {
     file: File,
     range: FileRange,
-    path: Option<PathBuf>,
 }
 
 impl RamFile {
@@ -74,42 +68,12 @@ impl RamFile {
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
         fcntl(file.as_fd(), FcntlArg::F_ADD_SEALS(seals))
             .map_err(|e| failed("seal", path, e.into()))?;
-        Ok(Self {
-            file,
-            range,
-            path: None,
-        })
+        Ok(Self { file, range })
     }
 
-    /// The file `DIR/NAME.ram` of `len` bytes, readable by its owner only. What a crashed
-    /// VM left behind under this name is emptied and used.
-    ///
-    /// # Errors
-    /// `len` is 0, `name` is not a plain name, another VM uses the file, or the file
-    /// system refuses.
-    pub fn create_in(dir: &Path, name: &str, len: u64) -> Result<Self, RamError> {
-        let range = whole(len)?;
-        if name.is_empty() || name.contains(['/', '\0']) {
-            return Err(RamError::Name(name.to_owned()));
-        }
-        let path = dir.join(format!("{name}.ram"));
-        let file = open_locked(&path).map_err(|e| failed("open", &path, e))?;
-        // Owned from here on: an error below removes the file.
-        let ram = Self {
-            file: file.ok_or_else(|| RamError::InUse(path.clone()))?,
-            range,
-            path: Some(path.clone()),
-        };
-        ram.file
-            .set_len(0)
-            .and_then(|()| ram.file.set_len(len))
-            .map_err(|e| failed("size", &path, e))?;
-        Ok(ram)
-    }
-
-    /// The new file `path` of `len` bytes, locked for as long as it is open, which nobody
-    /// removes: the store knows when.
-    pub(crate) fn create_kept(path: &Path, len: u64) -> Result<Self, RamError> {
+    /// The new file `path` of `len` bytes, for its owner only, locked for as long as it is
+    /// open. The store removes it.
+    pub(crate) fn create(path: &Path, len: u64) -> Result<Self, RamError> {
         let range = whole(len)?;
         let file = locked::options()
             .create_new(true)
@@ -118,11 +82,7 @@ impl RamFile {
         file.lock()
             .and_then(|()| file.set_len(len))
             .map_err(|e| failed("size", path, e))?;
-        Ok(Self {
-            file,
-            range,
-            path: None,
-        })
+        Ok(Self { file, range })
     }
 
     /// The file.
@@ -130,14 +90,9 @@ impl RamFile {
         &self.file
     }
 
-    /// All of it.
+    /// The guest's memory in it: all of it, but for what a store's run adds behind.
     pub fn range(&self) -> FileRange {
         self.range
-    }
-
-    /// Its path, unless it is a memfd.
-    pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
     }
 
     /// Bytes of host memory that the file takes now.
@@ -148,17 +103,8 @@ impl RamFile {
         let meta = self
             .file
             .metadata()
-            .map_err(|e| failed("stat", self.path().unwrap_or(Path::new("memfd")), e))?;
+            .map_err(|e| failed("stat", Path::new("of a guest"), e))?;
         Ok(meta.blocks() * 512)
-    }
-}
-
-impl Drop for RamFile {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            // Still locked, so the name is ours. Nobody is left to tell of a failure.
-            let _ = fs::remove_file(path);
-        }
     }
 }
 
@@ -200,39 +146,20 @@ mod tests {
     }
 
     #[test]
-    fn a_named_file_is_private_and_vanishes_with_its_owner() {
+    fn a_named_file_is_private_and_locked_and_never_an_older_one() {
         let dir = tempfile::tempdir().unwrap();
-        let ram = RamFile::create_in(dir.path(), "vm", 2 * MIB).unwrap();
-        let path = ram.path().unwrap().to_owned();
-        let meta = fs::metadata(&path).unwrap();
+        let path = dir.path().join("vm.ram");
+        let ram = RamFile::create(&path, 2 * MIB).unwrap();
+        let meta = std::fs::metadata(&path).unwrap();
         assert_eq!((meta.len(), meta.mode() & 0o777), (2 * MIB, 0o600));
         assert!(closes_on_exec(ram.file()));
+        assert!(File::open(&path).unwrap().try_lock().is_err());
+        assert!(RamFile::create(&path, 2 * MIB).is_err());
         drop(ram);
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn a_file_in_use_is_refused_and_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = RamFile::create_in(dir.path(), "vm", 2 * MIB).unwrap();
-        first.file().write_at(b"data", 0).unwrap();
-        let error = RamFile::create_in(dir.path(), "vm", 2 * MIB).unwrap_err();
-        assert!(matches!(error, RamError::InUse(_)), "{error}");
-        let mut data = [0; 4];
-        first.file().read_at(&mut data, 0).unwrap();
-        assert_eq!(&data, b"data");
-        assert!(first.path().unwrap().exists());
-    }
-
-    #[test]
-    fn what_a_crashed_vm_left_is_emptied() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("vm.ram"), b"secret of an earlier guest").unwrap();
-        let ram = RamFile::create_in(dir.path(), "vm", 2 * MIB).unwrap();
-        let mut data = [1; 26];
-        ram.file().read_at(&mut data, 0).unwrap();
-        assert_eq!(data, [0; 26]);
-        assert_eq!(ram.allocated_bytes().unwrap(), 0);
+        assert!(RamFile::create(&path, 2 * MIB).is_err());
+        let link = dir.path().join("link.ram");
+        std::os::unix::fs::symlink(dir.path().join("nothing"), &link).unwrap();
+        assert!(RamFile::create(&link, MIB).is_err());
     }
 
     #[test]
@@ -240,34 +167,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(RamFile::memfd("x", 0), Err(RamError::Empty)));
         assert!(matches!(RamFile::memfd("a\0b", 1), Err(RamError::Name(_))));
-        for name in ["", "a/b", "../x", "a\0b"] {
-            let made = RamFile::create_in(dir.path(), name, MIB);
-            assert!(matches!(made, Err(RamError::Name(_))), "{name:?}");
-        }
-        assert!(matches!(
-            RamFile::create_in(dir.path(), "vm", 0),
-            Err(RamError::Empty)
-        ));
-        let nowhere = dir.path().join("nowhere");
-        let error = RamFile::create_in(&nowhere, "vm", MIB).unwrap_err();
-        assert!(error.to_string().contains("nowhere/vm.ram"), "{error}");
-    }
-
-    #[test]
-    fn a_size_that_the_file_system_refuses_leaves_no_file() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(RamFile::create_in(dir.path(), "vm", u64::MAX).is_err());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(RamFile::memfd("vm", u64::MAX).is_err());
-    }
-
-    #[test]
-    fn a_link_is_not_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        let target = dir.path().join("precious");
-        fs::write(&target, b"keep").unwrap();
-        std::os::unix::fs::symlink(&target, dir.path().join("vm.ram")).unwrap();
-        assert!(RamFile::create_in(dir.path(), "vm", MIB).is_err());
-        assert_eq!(fs::read(&target).unwrap(), b"keep");
+        let path = dir.path().join("vm.ram");
+        assert!(matches!(RamFile::create(&path, 0), Err(RamError::Empty)));
+        assert!(RamFile::create(&path, u64::MAX).is_err());
+        let nowhere = dir.path().join("nowhere/vm.ram");
+        let error = RamFile::create(&nowhere, MIB).unwrap_err();
+        assert!(error.to_string().contains("nowhere/vm.ram"), "{error}");
     }
 }

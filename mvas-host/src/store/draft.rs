@@ -96,8 +96,8 @@ impl Draft {
         Ok(index)
     }
 
-    /// Hands blocks from [`StoreRun::allocate_backed`] over to the draft, to be filled with
-    /// pages by and by ([`Self::packed_pages`]).
+    /// Hands blocks from [`StoreRun::allocate`] over to the draft, to be filled with pages by
+    /// and by ([`Self::packed_pages`]).
     ///
     /// # Errors
     /// The range is not this run's, or there is no space to note it.

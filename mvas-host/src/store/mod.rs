@@ -32,7 +32,6 @@ mod uses;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use nix::sys::statvfs::statvfs;
 use nix::unistd::geteuid;
 
 use catalog::Cache;
@@ -137,18 +136,6 @@ impl Store {
     /// `vm_name` cannot be a name, or the file system refuses.
     pub fn start_run(&self, vm_name: &str, mem_bytes: u64) -> Result<StoreRun, StoreError> {
         StoreRun::start(self, vm_name, mem_bytes)
-    }
-
-    /// Bytes of memory that its file system can still take; `None` if that has no limit of
-    /// its own.
-    ///
-    /// # Errors
-    /// The file system does not say.
-    pub fn room(&self) -> Result<Option<u64>, StoreError> {
-        let fs = statvfs(self.path()).map_err(failed("stat", self.path()))?;
-        // A tmpfs without a limit says 0 to everything.
-        let limited = fs.blocks() > 0;
-        Ok(limited.then(|| fs.blocks_available().saturating_mul(fs.fragment_size())))
     }
 
     fn dir(&self) -> &StoreDir {

@@ -4,8 +4,6 @@ use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::fcntl::{FallocateFlags, fallocate};
-
 use super::catalog::Needed;
 use super::draft::{Draft, OpenSnapshot};
 use super::error::failed;
@@ -48,7 +46,7 @@ impl StoreRun {
         let blocks = mem_bytes.div_ceil(BLOCK);
         // First what says that it uses nothing: a crash in between leaves no memory behind.
         let uses = UsesFile::create(store.dir().uses(id), vm)?;
-        let ram = RamFile::create_kept(&store.dir().ram(id), blocks.saturating_mul(BLOCK));
+        let ram = RamFile::create(&store.dir().ram(id), blocks.saturating_mul(BLOCK));
         let ram = ram.inspect_err(|_| {
             // Whoever opens the store next does it otherwise.
             let _ = fs::remove_file(store.dir().uses(id));
@@ -122,24 +120,6 @@ impl StoreRun {
         Ok(range)
     }
 
-    /// [`Self::allocate`], with host memory behind it: writing to a mapping of it cannot fail.
-    ///
-    /// # Errors
-    /// As [`Self::allocate`]; and [`StoreError::Full`].
-    pub fn allocate_backed(&self, blocks: u64) -> Result<FileRange, StoreError> {
-        let range = self.allocate(blocks)?;
-        let (start, len) = (i64::try_from(range.start().0), i64::try_from(range.len()));
-        let (Ok(start), Ok(len)) = (start, len) else {
-            return Err(StoreError::Range(range));
-        };
-        let backed = fallocate(self.ram().file(), FallocateFlags::empty(), start, len);
-        if let Err(e) = backed {
-            self.discard(range)?;
-            return Err(failed("get memory for", &self.ram_path())(e));
-        }
-        Ok(range)
-    }
-
     /// Like [`Self::release_extents`], of the blocks of a range of the own file.
     ///
     /// # Errors
@@ -160,9 +140,9 @@ impl StoreRun {
         Ok(blocks_of(self.id(), blocks))
     }
 
-    /// The guest sees each of these once more: before they are mapped, and for PUBLISH once
-    /// own blocks are mapped privately. A block of the own file that was this run's alone
-    /// becomes an extent: from now on it must never be written to.
+    /// The guest sees each of these once more; to be called before they are mapped. A block of
+    /// the own file that was this run's alone becomes an extent: once a draft has it, it must
+    /// never be written to.
     ///
     /// # Errors
     /// One is neither this run's own nor in use by it already (through a draft, an opened

@@ -110,7 +110,7 @@ fn a_draft_that_is_given_up_leaves_the_guest_its_memory() {
     let run = shm.store.start_run("vm", 8 * MIB).unwrap();
     (0..2).for_each(|block| fill(&run, block, 5));
     let mut draft = publish(&run, "s", &[0, 1]).unwrap();
-    let packed = run.allocate_backed(1).unwrap();
+    let packed = run.allocate(1).unwrap();
     run.ram()
         .file()
         .write_all_at(b"page", packed.start().0)
@@ -118,7 +118,7 @@ fn a_draft_that_is_given_up_leaves_the_guest_its_memory() {
     draft.push_packed(packed).unwrap();
     run.discard(blocks(1, 1)).unwrap();
     assert!(shows(&run, own(&run, 1), 5), "the draft needs it");
-    assert_eq!(shm.ram_bytes(), 3 * BLOCK);
+    assert!((2 * BLOCK + 4096..=3 * BLOCK).contains(&shm.ram_bytes()));
     drop(draft);
     assert_eq!(shm.ram_bytes(), BLOCK);
     assert!(shows(&run, own(&run, 0), 5));
@@ -130,7 +130,7 @@ fn packed_pages_are_kept_with_their_snapshot() {
     let shm = Shm::new();
     let run = shm.store.start_run("vm", 2 * MIB).unwrap();
     let mut draft = run.draft(name("s")).unwrap();
-    let range = run.allocate_backed(2).unwrap();
+    let range = run.allocate(2).unwrap();
     assert_eq!(range.start().0, BLOCK, "beyond the guest's memory");
     run.ram()
         .file()

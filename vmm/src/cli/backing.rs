@@ -36,7 +36,11 @@ pub(super) fn backing(args: &RunArgs) -> Result<RamBacking> {
         }
         None => {
             let dir = Store::default_dir();
-            let place = dir.parent().unwrap_or(&dir);
+            // A tmpfs may be mounted on it.
+            let place = match dir.parent() {
+                Some(parent) if !dir.is_dir() => parent,
+                _ => dir.as_path(),
+            };
             if let Some(room) = room(place).filter(|room| *room < mem) {
                 note(format!(
                     "snapshots stay in the guest: {} has room for {} MiB, not for the guest's {} \
