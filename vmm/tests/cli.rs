@@ -23,6 +23,7 @@ impl Home {
             .env_remove("XDG_CACHE_HOME")
             .env_remove("MVAS_KERNEL")
             .env_remove("MVAS_IMAGE")
+            .env("MVAS_STORE", self.0.path().join("store"))
             .stdin(Stdio::null());
         command
     }

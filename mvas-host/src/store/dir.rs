@@ -42,15 +42,12 @@ impl StoreDir {
     /// Only under the store's lock.
     pub fn prepare(&self) -> Result<(), StoreError> {
         let version = self.version();
-        match read_version(&version)? {
-            Some(found) if found == VERSION => return Ok(()),
-            Some(found) => {
-                return Err(StoreError::Version {
-                    path: self.0.clone(),
-                    found: found.trim_end().to_owned(),
-                });
-            }
-            None => {}
+        let found = read_version(&version)?;
+        if let Some(found) = found.as_deref().filter(|found| *found != VERSION) {
+            return Err(StoreError::Version {
+                path: self.0.clone(),
+                found: found.trim_end().to_owned(),
+            });
         }
         for folder in FOLDERS {
             let path = self.0.join(folder);
@@ -60,6 +57,9 @@ impl StoreDir {
                 }
                 _ => {}
             }
+        }
+        if found.is_some() {
+            return Ok(());
         }
         // Last and at once: a store that has it is whole.
         let new = self.0.join("version.new");

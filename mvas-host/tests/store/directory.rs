@@ -108,6 +108,10 @@ fn a_store_whose_making_was_cut_off_is_finished() {
     fs::write(folder.path().join("version.new"), "mvas-st").unwrap();
     let store = open(folder.path()).unwrap();
     assert!(store.check().unwrap().problems.is_empty());
+    // Somebody tidied up.
+    fs::remove_dir(folder.path().join("drafts")).unwrap();
+    let store = open(folder.path()).unwrap();
+    assert!(store.check().unwrap().problems.is_empty());
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use mvas_host::store::{BLOCK, StoreError};
 
@@ -111,6 +115,64 @@ fn what_another_process_sees_is_kept_until_it_lets_go() {
     assert_eq!(shm.ram_bytes(), 2 * BLOCK);
     input.write_all(b"\n").unwrap();
     assert!(worker.wait().unwrap().success());
+    assert_eq!(shm.ram_bytes(), 0);
+    shm.is_right();
+}
+
+#[test]
+fn a_snapshot_that_comes_and_goes_is_whole_for_who_opened_it() {
+    const ROUNDS: u8 = 100;
+    let shm = Shm::new();
+    let done = AtomicBool::new(false);
+    let opened = AtomicU32::new(0);
+    let make = || {
+        let store = open(shm.path());
+        let run = store.start_run("maker", BLOCK).unwrap();
+        for byte in 1..=ROUNDS {
+            let range = run.allocate(1).unwrap();
+            let block = range.start().0 / BLOCK;
+            fill(&run, block, byte);
+            drop(snapshot(&run, "s", &[block]).unwrap());
+            run.discard(range).unwrap();
+            // Somebody shall see it now and then; who removes it first is open.
+            thread::sleep(Duration::from_millis(1));
+            match store.remove(&name("s")) {
+                Ok(_) | Err(StoreError::NotFound(_)) => {}
+                Err(e) => panic!("{e}"),
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    };
+    let restore_and_remove = || {
+        let store = open(shm.path());
+        let run = store.start_run("user", BLOCK).unwrap();
+        while !done.load(Ordering::Relaxed) {
+            let Ok(s) = run.open(&name("s")) else {
+                continue;
+            };
+            opened.fetch_add(1, Ordering::Relaxed);
+            let extent = s.blocks.get(0).unwrap();
+            let mut first = [0];
+            let file = run.file_of(extent.run).unwrap();
+            file.read_exact_at(&mut first, extent.range().start().0)
+                .unwrap();
+            assert!(
+                first[0] > 0 && shows(&run, extent, first[0]),
+                "half a block"
+            );
+            let _ = store.remove(&name("s"));
+            run.use_extents(&[extent]).unwrap();
+            drop(s);
+            assert!(shows(&run, extent, first[0]), "it went while it was seen");
+            run.release_extents(&[extent]).unwrap();
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(make);
+        scope.spawn(restore_and_remove);
+        scope.spawn(restore_and_remove);
+    });
+    assert!(opened.load(Ordering::Relaxed) > 0);
     assert_eq!(shm.ram_bytes(), 0);
     shm.is_right();
 }

@@ -86,7 +86,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE[,ro]", value_parser = DiskArg::parse)]
     pub disk: Vec<DiskArg>,
     /// Directory of the snapshot store, in a tmpfs; "none": snapshots stay in the guest
-    /// [default: /dev/shm/mvas-UID, if the guest's memory fits there]
+    /// [default: $MVAS_STORE, or /dev/shm/mvas-UID, if the guest's memory fits there]
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
     /// The most that all snapshots of the store may take: a number with K, M, G or T

@@ -10,6 +10,7 @@ use nix::sys::statvfs::statvfs;
 
 use super::args::{GrantArg, RunArgs};
 use super::note;
+use super::store::default_dir;
 
 /// Finds the store: the one that was asked for, or the default one if it has room.
 pub(super) fn backing(args: &RunArgs) -> Result<RamBacking> {
@@ -35,7 +36,7 @@ pub(super) fn backing(args: &RunArgs) -> Result<RamBacking> {
             store
         }
         None => {
-            let dir = Store::default_dir();
+            let dir = default_dir();
             // A tmpfs may be mounted on it.
             let place = match dir.parent() {
                 Some(parent) if !dir.is_dir() => parent,

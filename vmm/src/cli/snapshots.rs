@@ -205,24 +205,28 @@ struct RemovedSnapshot<'a> {
 fn rm(args: &RmArgs) -> Result<u8> {
     let store = args.dir.open()?;
     let mut removed = Vec::new();
+    let mut failed = None;
     for name in &args.names {
-        let freed = store.remove(name)?;
-        if !args.json {
-            writeln!(
-                io::stdout(),
-                "{name} removed: {} given back",
-                size(freed.bytes)
-            )?;
+        match store.remove(name) {
+            Ok(freed) => removed.push(RemovedSnapshot { name, freed }),
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
         }
-        removed.push(RemovedSnapshot { name, freed });
+    }
+    let mut out = io::stdout().lock();
+    if args.json {
+        json(&mut out, &removed)?;
+    } else {
+        for RemovedSnapshot { name, freed } in &removed {
+            writeln!(out, "{name} removed: {} given back", size(freed.bytes))?;
+        }
     }
     if let Some(last) = removed.last() {
         note_blocked(&last.freed.blocked_by);
     }
-    if args.json {
-        return json(&mut io::stdout().lock(), &removed);
-    }
-    Ok(0)
+    failed.map_or(Ok(0), |error| Err(error.into()))
 }
 
 fn json(out: &mut impl Write, value: &impl Serialize) -> Result<u8> {

@@ -1,5 +1,6 @@
 //! `mvasvm store`: the directory that snapshots live in.
 
+use std::env;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -16,10 +17,15 @@ use super::note;
 /// There is something wrong in the store, or in the way.
 const PROBLEMS: u8 = 1;
 
+/// The store when none is named: `$MVAS_STORE`, or this user's.
+pub(super) fn default_dir() -> PathBuf {
+    env::var_os("MVAS_STORE").map_or_else(Store::default_dir, PathBuf::from)
+}
+
 /// Which store.
 #[derive(Debug, Args)]
 pub(super) struct StoreDir {
-    /// Directory of the store [default: /dev/shm/mvas-UID]
+    /// Directory of the store [default: $MVAS_STORE, or /dev/shm/mvas-UID]
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
     /// Take a file system other than tmpfs, for tests
@@ -29,7 +35,7 @@ pub(super) struct StoreDir {
 
 impl StoreDir {
     pub fn path(&self) -> PathBuf {
-        self.store.clone().unwrap_or_else(Store::default_dir)
+        self.store.clone().unwrap_or_else(default_dir)
     }
 
     /// The store, if there is one: looking does not make it.
@@ -122,7 +128,7 @@ struct CheckArgs {
   sudo mvasvm store mount
   mkdir -m 700 /dev/shm/mvas-1000 && sudo mvasvm store mount --store /dev/shm/mvas-1000")]
 struct MountArgs {
-    /// Directory of the store [default: /dev/shm/mvas-UID]
+    /// Directory of the store [default: $MVAS_STORE, or /dev/shm/mvas-UID]
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
 }
@@ -131,9 +137,7 @@ pub(super) fn run(args: &StoreArgs) -> Result<u8> {
     match &args.command {
         StoreCommand::Gc(args) => gc(args),
         StoreCommand::Check(args) => check(args),
-        StoreCommand::Mount(args) => {
-            mount_tmpfs(&args.store.clone().unwrap_or_else(Store::default_dir))
-        }
+        StoreCommand::Mount(args) => mount_tmpfs(&args.store.clone().unwrap_or_else(default_dir)),
     }
 }
 
