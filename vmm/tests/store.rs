@@ -209,6 +209,35 @@ fn gc_says_what_a_killed_vm_left() {
 }
 
 #[test]
+fn finding_a_killed_vm_gives_its_memory_back() {
+    let shm = Shm::with_snapshots();
+    let left = shm.path().join("ram/00000000000000aa.ram");
+    fs::write(&left, vec![1; 3 << 20]).unwrap();
+    let vm = shm.0.path().join("mvas/dead");
+    fs::create_dir_all(&vm).unwrap();
+    for dir in [shm.0.path().join("mvas"), vm.clone()] {
+        fs::set_permissions(dir, Permissions::from_mode(0o700)).unwrap();
+    }
+    fs::write(vm.join("lock"), "").unwrap();
+    let info = format!(
+        r#"{{"name":"dead","pid":1,"hw":"kvm","mem_bytes":1,"cpus":1,"kernel":"k","started":1,"store":{:?}}}"#,
+        shm.path()
+    );
+    fs::write(vm.join("vm.json"), info).unwrap();
+    let listed = Command::new(env!("CARGO_BIN_EXE_mvasvm"))
+        .args(["ls", "--json"])
+        .env("XDG_RUNTIME_DIR", shm.0.path())
+        .output()
+        .unwrap();
+    assert_eq!(listed.stdout, b"[]\n", "{listed:?}");
+    assert!(!left.exists() && !vm.exists());
+    assert_eq!(
+        shm.json(&["snapshots", "ls"], 0).as_array().unwrap().len(),
+        2
+    );
+}
+
+#[test]
 fn gc_with_force_does_without_broken_snapshots() {
     let shm = Shm::with_snapshots();
     shm.break_manifest("one");

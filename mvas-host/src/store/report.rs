@@ -113,6 +113,16 @@ impl Store {
         Ok(entries)
     }
 
+    /// Names of the VMs whose memory is in the store now.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn living_vms(&self) -> Result<Vec<String>, StoreError> {
+        let locked = self.lock()?;
+        let uses = locked.living_uses(&locked.runs()?)?;
+        Ok(uses.into_iter().map(|uses| uses.vm).collect())
+    }
+
     /// Verifies everything in the store.
     ///
     /// # Errors

@@ -98,6 +98,7 @@ impl Wanted {
             pid: std::process::id(),
             hw,
             sim,
+            store: None,
             mem_bytes: self.args.mem.bytes(),
             cpus: self.args.cpus.get(),
             kernel: self.kernel.clone(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use mvas_agent::client::{ClientError, Session};
 use mvas_agent::protocol::{CommandEnd, Exec, ShutdownKind, VSOCK_PORT};
-use mvasvm::config::{ConsoleConfig, DiskConfig, VmConfig, VsockConfig};
+use mvasvm::config::{ConsoleConfig, DiskConfig, RamBacking, VmConfig, VsockConfig};
 use mvasvm::devices::BoundedLog;
 use mvasvm::run::{ExitReason, RunError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -40,10 +40,15 @@ pub(super) fn run(wanted: Wanted) -> Result<u8> {
     // Before any thread is started: all of them inherit it.
     let signals = signals()?;
     let dir = VmDir::claim(&wanted.name)?;
-    dir.describe(&wanted.info(Hw::Kvm, None))?;
+    let ram = backing(&wanted.args)?;
+    let mut info = wanted.info(Hw::Kvm, None);
+    if let RamBacking::Store { store, .. } = &ram {
+        info.store = Some(store.path().to_owned());
+    }
+    dir.describe(&info)?;
     let login = wanted.args.command.is_empty() && !wanted.args.detached_child;
     let (console, ends) = login.then(Console::new).transpose()?.unzip();
-    let vm = Vm::start(&wanted, &dir, ends)?;
+    let vm = Vm::start(&wanted, &dir, ram, ends)?;
     if let Some(console) = console {
         let left = console.run(&vm.ended, &signals)?;
         return vm.leave(left);
@@ -97,7 +102,12 @@ enum Connected {
 }
 
 impl Vm {
-    fn start(wanted: &Wanted, dir: &VmDir, ends: Option<ConsoleConfig>) -> Result<Self> {
+    fn start(
+        wanted: &Wanted,
+        dir: &VmDir,
+        ram: RamBacking,
+        ends: Option<ConsoleConfig>,
+    ) -> Result<Self> {
         let log_path = dir.path().join("console.log");
         let log = BoundedLog::create(&log_path, LOG_LIMIT)
             .with_context(|| format!("cannot create {}", log_path.display()))?;
@@ -110,7 +120,7 @@ impl Vm {
         let config = VmConfig {
             name: wanted.name.clone(),
             mem: wanted.args.mem,
-            ram: backing(&wanted.args)?,
+            ram,
             cpus: wanted.args.cpus,
             kernel: wanted.kernel.clone(),
             initramfs: wanted.initramfs.clone(),

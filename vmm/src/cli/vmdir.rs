@@ -5,8 +5,11 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use mvas_host::store::{Store, StoreOptions};
 use mvasvm::config::VmName;
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
@@ -15,6 +18,8 @@ use super::paths;
 use crate::sim::lock;
 
 const LOCK: &str = "lock";
+/// How long a monitor that has let go of its lock may hold its memory: KVM takes its time.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What runs a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +41,9 @@ pub(crate) struct VmInfo {
     /// Folder of the simulated host that it runs in.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sim: Option<PathBuf>,
+    /// Directory of the snapshot store that its memory is in.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub store: Option<PathBuf>,
     pub mem_bytes: u64,
     pub cpus: u32,
     pub kernel: PathBuf,
@@ -164,6 +172,11 @@ fn is_live(path: &Path) -> bool {
 fn remove_stale(path: &Path) {
     // Taken, so that nobody claims the name while it goes.
     if let Ok(Some(_lock)) = lock(&path.join(LOCK)) {
+        if let Some(info) = read(path)
+            && let Err(error) = give_back(&info)
+        {
+            tracing::warn!("cannot give back the memory of {}: {error:#}", info.name);
+        }
         match fs::remove_dir_all(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!("cannot remove {}: {e}", path.display());
@@ -171,6 +184,27 @@ fn remove_stale(path: &Path) {
             _ => {}
         }
     }
+}
+
+/// Gives back the memory of a killed VM, whose monitor may still be on its way out.
+fn give_back(info: &VmInfo) -> Result<()> {
+    let Some(dir) = info.store.as_deref().filter(|dir| dir.is_dir()) else {
+        return Ok(());
+    };
+    let options = StoreOptions {
+        limit: None,
+        force: true, // its store, wherever it is
+    };
+    let deadline = Instant::now() + EXIT_PATIENCE;
+    // Opening cleans up. Nobody else can have this name: we have its lock.
+    while Store::open(dir, options)?
+        .living_vms()?
+        .contains(&info.name)
+        && Instant::now() < deadline
+    {
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Option<VmInfo> {
