@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use mvas_host::store::{BLOCK, Extent, OpenSnapshot, StoreError, StoreRun};
 
-use crate::support::{Shm, blocks, fill, name, open, own, publish, ram_bytes, shows};
+use crate::support::{Shm, blocks, fill, metadata, name, open, own, publish, ram_bytes, shows};
 
 const STORE: &str = "MVAS_TEST_STORE";
 const JOB: &str = "MVAS_TEST_JOB";
@@ -133,6 +133,13 @@ fn make(run: &StoreRun, snapshot: &str, count: usize) -> Vec<Extent> {
     let other = run.allocate(1).unwrap();
     fill(run, other.start().0 / BLOCK, 0xee);
     let mut draft = publish(run, snapshot, &numbers).unwrap();
+    // And packed pages, as COPY makes them: room first, content then.
+    let packed = run.allocate(1).unwrap();
+    run.reserve(&mut draft, 1).unwrap();
+    draft.push_packed(packed).unwrap();
+    fill(run, packed.start().0 / BLOCK, byte_of(snapshot));
+    draft.packed_pages = 512;
+    draft.meta = metadata(numbers.len() as u64, 512);
     tell(&format!("committing {snapshot}"));
     drop(run.commit(&mut draft).unwrap());
     tell(&format!("committed {snapshot}"));
@@ -191,7 +198,7 @@ impl Expected {
         let run = store.start_run("reader", BLOCK).unwrap();
         for snapshot in &found {
             let manifest = store.load(&name(snapshot)).unwrap();
-            for extent in manifest.blocks.iter() {
+            for extent in manifest.blocks.iter().chain(manifest.packed.iter()) {
                 assert!(shows(&run, extent, byte_of(snapshot)), "{snapshot}");
                 extents.insert(extent, snapshot);
             }
