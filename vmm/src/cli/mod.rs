@@ -16,7 +16,7 @@ mod run_kvm;
 mod run_sim;
 mod sim;
 mod snapshots;
-mod store;
+pub(crate) mod store;
 mod vmdir;
 
 use std::process::ExitCode;

@@ -18,7 +18,7 @@ use super::note;
 const PROBLEMS: u8 = 1;
 
 /// The store when none is named: `$MVAS_STORE`, or this user's.
-pub(super) fn default_dir() -> PathBuf {
+pub(crate) fn default_dir() -> PathBuf {
     env::var_os("MVAS_STORE").map_or_else(Store::default_dir, PathBuf::from)
 }
 

@@ -3,6 +3,7 @@
 mod facts;
 mod kvm;
 mod report;
+mod store;
 
 use std::io::{self, Write};
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::facts::Memory;
 use super::kvm::{KvmHost, KvmKind};
+use super::store::StorePlace;
 use crate::cli::paths;
 use crate::sim::{EMULATOR, EMULATOR_PACKAGE};
 
@@ -23,6 +24,7 @@ pub(super) struct Report {
     runs_on: &'static str,
     kvm: KvmHost,
     memory: Memory,
+    store: StorePlace,
     simulation: Simulation,
     kernel: Built,
     image: Built,
@@ -72,6 +74,7 @@ impl Report {
             runs_on,
             kvm,
             memory,
+            store: StorePlace::look(),
             simulation,
             kernel,
             image,
@@ -117,6 +120,12 @@ impl Report {
             add(
                 "no huge pages behind guest memory: remapping is about 10 times slower",
                 "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled".into(),
+            );
+        }
+        if self.store.lacks_huge_pages() {
+            add(
+                "no huge pages behind snapshots: remapping is about 10 times slower",
+                format!("mvasvm store mount --store {}", self.store.path.display()),
             );
         }
         if self.memory.overcommit == Some(2) {
@@ -214,6 +223,15 @@ impl fmt::Display for Report {
                     "vm.overcommit_memory {}, vm.max_map_count {}",
                     num(memory.overcommit),
                     num(memory.max_map_count)
+                ),
+            ),
+            (
+                "store",
+                format!(
+                    "{} ({}, huge pages {})",
+                    self.store.path.display(),
+                    text(&self.store.file_system),
+                    text(&self.store.huge)
                 ),
             ),
             ("QEMU", path(&self.simulation.qemu)),
