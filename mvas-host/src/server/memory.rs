@@ -100,8 +100,9 @@ pub trait GuestMapping: Send + Sync {
     /// The host has no memory.
     fn fill(&self, block: GuestBlock, from: Option<(&File, FileOffset)>) -> io::Result<()>;
 
-    /// Maps the pages of blocks from `at` on before the guest touches them. A hint.
-    fn populate(&self, at: GuestBlock, blocks: u64);
+    /// Maps the pages that `range` of `file` has, and that blocks from `at` on show, before
+    /// the guest touches them. A hint.
+    fn populate(&self, at: GuestBlock, file: &File, range: FileRange);
 }
 
 /// A range of guest RAM: at the start of a VM, each of its blocks shows the block of the

@@ -174,7 +174,8 @@ impl Server {
         self.run.release_extents(&hidden)?;
         if self.populate {
             for remap in shown {
-                self.memory.populate(remap.at, remap.blocks);
+                let (run, range, _) = self.source(&remap)?;
+                self.memory.populate(remap.at, files.get(run)?, range);
             }
         }
         Ok(())
@@ -303,12 +304,7 @@ impl Server {
         if growth > 0 && mappings > self.max_mappings {
             return Ok(None);
         }
-        let (run, block, sharing) = match remap.to {
-            Shown::Own(block) => (self.run.id(), block, Sharing::Shared),
-            Shown::Extent(extent) => (extent.run, extent.block, Sharing::Private),
-        };
-        let range = FileRange::new(FileOffset(block * BLOCK), remap.blocks * BLOCK)
-            .ok_or(ServerError::BadRange("no block"))?;
+        let (run, range, sharing) = self.source(remap)?;
         match self.memory.remap(remap.at, files.get(run)?, range, sharing) {
             Ok(()) => {
                 self.metrics.remaps.inc();
@@ -317,6 +313,17 @@ impl Server {
             Err(e) if e.raw_os_error() == Some(Errno::ENOMEM as i32) => Ok(None),
             Err(e) => Err(cannot("remap guest memory")(e)),
         }
+    }
+
+    /// Which part of whose RAM file blocks are to show, and how.
+    fn source(&self, remap: &Remap) -> Result<(RunId, FileRange, Sharing), ServerError> {
+        let (run, block, sharing) = match remap.to {
+            Shown::Own(block) => (self.run.id(), block, Sharing::Shared),
+            Shown::Extent(extent) => (extent.run, extent.block, Sharing::Private),
+        };
+        FileRange::new(FileOffset(block * BLOCK), remap.blocks * BLOCK)
+            .map(|range| (run, range, sharing))
+            .ok_or(ServerError::BadRange("no block"))
     }
 
     fn own(&self, block: u64) -> Extent {

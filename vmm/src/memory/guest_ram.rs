@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use nix::unistd::{Whence, lseek};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend as _, GuestRegionMmap, MmapRegion, VolatileSlice,
@@ -208,12 +209,21 @@ impl GuestMapping for GuestRam {
         Ok(())
     }
 
-    fn populate(&self, at: GuestBlock, blocks: u64) {
-        let len = blocks * BLOCK;
-        if let Ok(hva) = self.hva(at.gpa(), len) {
-            // SAFETY: advice on mapped memory of ours. Hosts before 5.14 refuse it; then
-            // the guest faults the pages in.
-            unsafe { libc::madvise(hva.cast(), to_usize(len), libc::MADV_POPULATE_READ) };
+    /// Not where the file has holes: reading those would fill them.
+    fn populate(&self, at: GuestBlock, file: &File, range: FileRange) {
+        let Ok(hva) = self.hva(at.gpa(), range.len()) else {
+            return;
+        };
+        let mut rest = Some(range);
+        while let Some(data) = rest.and_then(|rest| next_data(file, rest)) {
+            let offset = to_usize(data.start().0 - range.start().0);
+            // SAFETY: advice on mapped memory of ours; `data` is in `range`. Hosts before
+            // 5.14 refuse it; then the guest faults the pages in.
+            unsafe {
+                let from = hva.add(offset);
+                libc::madvise(from.cast(), to_usize(data.len()), libc::MADV_POPULATE_READ);
+            }
+            rest = FileRange::new(data.end(), range.end().0 - data.end().0);
         }
     }
 }
@@ -242,6 +252,17 @@ const fn to_usize(len: u64) -> usize {
     {
         len as usize
     }
+}
+
+/// The first part of a range where the file is no hole.
+fn next_data(file: &File, range: FileRange) -> Option<FileRange> {
+    let seek = |from: u64, whence| {
+        let found = lseek(file, i64::try_from(from).ok()?, whence).ok()?;
+        u64::try_from(found).ok()
+    };
+    let data = seek(range.start().0, Whence::SeekData).filter(|at| *at < range.end().0)?;
+    let hole = seek(data, Whence::SeekHole)?.min(range.end().0);
+    FileRange::new(FileOffset(data), hole - data)
 }
 
 /// A range of guest RAM.
@@ -465,7 +486,7 @@ mod tests {
             .unwrap();
         assert!(!ram.is_written(GuestBlock(1)).unwrap());
         assert_eq!(read(&ram, BLOCK + 4096), 5);
-        ram.populate(GuestBlock(1), 1);
+        ram.populate(GuestBlock(1), file.file(), blocks(1, 1));
         assert!(!ram.is_written(GuestBlock(1)).unwrap());
         write(&ram, 2 * BLOCK - 4, 6);
         assert!(ram.is_written(GuestBlock(1)).unwrap());
