@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod guests;
 #[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
 mod tests;
 
 use std::fs::File;

@@ -37,15 +37,15 @@ impl Write for Output {
 }
 
 /// A microVM to be: what a test can change before it runs.
-struct Guest {
-    config: VmConfig,
+pub(super) struct Guest {
+    pub config: VmConfig,
     printed: Receiver<u8>,
-    stop: EventFd,
+    pub stop: EventFd,
     dir: TempDir,
 }
 
 impl Guest {
-    fn new(code: &[u8]) -> Self {
+    pub fn new(code: &[u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let kernel = dir.path().join("kernel");
         fs::write(&kernel, test_kernel::elf(code)).unwrap();
@@ -72,7 +72,7 @@ impl Guest {
         }
     }
 
-    fn machine(self) -> (Result<Machine, RunError>, Receiver<u8>) {
+    pub fn machine(self) -> (Result<Machine, RunError>, Receiver<u8>) {
         let stop = self.stop.try_clone().unwrap();
         let machine = Machine::new(Path::new(Host::DEVICE), self.config, stop);
         (machine, self.printed)
@@ -92,7 +92,7 @@ impl Guest {
     }
 }
 
-fn wait_for(printed: &Receiver<u8>, byte: u8) {
+pub(super) fn wait_for(printed: &Receiver<u8>, byte: u8) {
     while printed
         .recv_timeout(Duration::from_secs(30))
         .expect("the guest should print")
