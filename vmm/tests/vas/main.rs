@@ -5,6 +5,7 @@
 mod limits;
 mod model;
 mod snapshots;
+mod speed;
 mod vm;
 
 use proptest::prelude::*;

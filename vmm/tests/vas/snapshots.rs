@@ -1,16 +1,13 @@
 //! Publishing, mapping, releasing.
 
-use std::path::Path;
-use std::{fs, thread};
+use std::fs;
 
 use mvas_abi::virtio_vas::*;
 use mvas_host::server::{BLOCK, Grant, PAGE, Status};
 use mvas_host::store::{Store, StoreOptions};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use zerocopy::FromBytes;
 
-use crate::vm::{Setup, Vm, done, meta, ram_files, store};
+use crate::vm::{Setup, Vm, done, in_tmpfs, meta, ram_files, store};
 
 const PAGES_OF_BLOCK: u64 = BLOCK / PAGE;
 
@@ -329,34 +326,6 @@ fn published_mapped_and_copied_blocks_of_huge_pages_stay_huge() {
         done(vm.map(again, &[(10, 0, 0)]));
         done(vm.release(&[(9, 1)]));
         assert_eq!((vm.read(10 * BLOCK), huge_kib(&vm)), (7, 2048), "copied");
-    });
-}
-
-/// Runs `test` with a tmpfs of its own, in a thread with a mount namespace of its own.
-fn in_tmpfs(options: &str, test: impl FnOnce(&Path) + Send) {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
-    thread::scope(|scope| {
-        let body = move || {
-            let none: Option<&str> = None;
-            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-            let made = unshare(CloneFlags::CLONE_NEWNS)
-                .and_then(|()| mount(none, "/", none, private, none))
-                .and_then(|()| {
-                    mount(
-                        Some("tmpfs"),
-                        dir,
-                        Some("tmpfs"),
-                        MsFlags::empty(),
-                        Some(options),
-                    )
-                });
-            match made {
-                Ok(()) => test(dir),
-                Err(error) => println!("SKIPPED: cannot mount a tmpfs ({error}); run as root"),
-            }
-        };
-        scope.spawn(body).join().unwrap();
     });
 }
 
