@@ -91,20 +91,20 @@ struct Vm {
     /// Memory of the microVM
     #[arg(long, default_value = "8G")]
     mem: String,
-    /// vCPUs of the microVM
-    #[arg(long, default_value_t = 2)]
-    cpus: u32,
+    /// vCPUs of the microVM [default: 2 for the demo, 1 for the bench]
+    #[arg(long)]
+    cpus: Option<u32>,
     /// What runs it, as `mvasvm run --hw`: auto, kvm or sim
     #[arg(long, default_value = "auto")]
     hw: String,
 }
 
 impl Vm {
-    fn machine(&self, disk: Option<(PathBuf, u64)>) -> Machine {
+    fn machine(&self, default_cpus: u32, disk: Option<(PathBuf, u64)>) -> Machine {
         Machine {
             mem: self.mem.clone(),
             hw: self.hw.clone(),
-            cpus: self.cpus,
+            cpus: self.cpus.unwrap_or(default_cpus),
             disk,
         }
     }
@@ -142,7 +142,7 @@ fn run(command: Command) -> Result<()> {
                 &size_mib.to_string(),
             ]
             .map(String::from);
-            let report: demo::Report = host::run_in_guest(&vm.machine(Some(disk)), &args)?;
+            let report: demo::Report = host::run_in_guest(&vm.machine(2, Some(disk)), &args)?;
             println!("Redis with {size_mib} MiB of data; speed-up against criu-tmpfs:\n");
             println!("{}", report.render());
             host::save(&report, &json)?;
@@ -173,7 +173,7 @@ fn run(command: Command) -> Result<()> {
                 &rounds.to_string(),
             ]
             .map(String::from);
-            let samples: Vec<bench::Sample> = host::run_in_guest(&vm.machine(None), &args)?;
+            let samples: Vec<bench::Sample> = host::run_in_guest(&vm.machine(1, None), &args)?;
             let rows = bench::summarize(&samples);
             println!("{}", bench::render(&rows));
             let checks = checks::check_all(&rows);
