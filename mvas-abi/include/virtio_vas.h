@@ -32,7 +32,7 @@
 #define VIRTIO_VAS_MAX_HANDLES	64
 #define VIRTIO_VAS_MAX_META	64		/* MiB of a snapshot's metadata */
 
-/* As of a VAS: with its NUL; [A-Za-z0-9._:@+-], not beginning with '.'. */
+/* With its NUL; of [A-Za-z0-9._:@+-], beginning with a letter or a digit. */
 #define VIRTIO_VAS_NAME_MAX	128
 
 struct virtio_vas_config {

@@ -140,7 +140,10 @@ impl Machine {
                 disks: config.disks,
                 vsock: config.vsock,
                 console: config.console,
-                vas: store_run.as_ref().map(|run| server(run, &config.ram, &ram)),
+                vas: match (&config.ram, &store_run) {
+                    (RamBacking::Store { grant, .. }, Some(run)) => Some(server(run, *grant, &ram)),
+                    _ => None,
+                },
             },
             &Arc::new(ram.memory().clone()),
         )?;
@@ -212,11 +215,7 @@ fn make_ram(config: &VmConfig, host: &Host) -> Result<(Option<StoreRun>, GuestRa
 }
 
 /// The server of the guest's snapshot requests.
-fn server(run: &StoreRun, backing: &RamBacking, ram: &Arc<GuestRam>) -> Arc<Server> {
-    let grant = match backing {
-        RamBacking::Store { grant, .. } => *grant,
-        RamBacking::Memfd => Grant::Own,
-    };
+fn server(run: &StoreRun, grant: Grant, ram: &Arc<GuestRam>) -> Arc<Server> {
     Arc::new(Server::new(ServerConfig {
         run: run.clone(),
         memory: Arc::clone(ram) as _,

@@ -36,19 +36,18 @@ impl Drop for Stop {
 
 fn rig(code: &[u8]) -> Rig {
     let (folder, store) = test_store();
-    let backing = RamBacking::Store {
+    let mut guest = Guest::new(code);
+    guest.config.cpus = "2".parse().unwrap();
+    guest.config.ram = RamBacking::Store {
         store,
         grant: Grant::Own,
     };
-    let mut guest = Guest::new(code);
-    guest.config.cpus = "2".parse().unwrap();
-    guest.config.ram = backing.clone();
     let stop = Stop(guest.stop.try_clone().unwrap());
     let (machine, printed) = guest.machine();
     let machine = machine.unwrap();
     let run = machine.store_run.as_ref().unwrap();
     let requests = Requests {
-        server: server(run, &backing, &machine.ram),
+        server: server(run, Grant::Own, &machine.ram),
         ram: Arc::clone(&machine.ram),
     };
     Rig {

@@ -276,9 +276,15 @@ fn a_ram_file_in_a_store_is_gone_after_its_vm_if_no_snapshot_needs_it() {
             .unwrap()
             .count()
     };
-    assert_eq!(files(), 1);
+    let path = folder.path().to_str().unwrap();
+    let is_mapped = || {
+        fs::read_to_string("/proc/self/maps")
+            .unwrap()
+            .contains(path)
+    };
+    assert_eq!((files(), is_mapped()), (1, true));
     machine.run().unwrap();
-    assert_eq!(files(), 0);
+    assert_eq!((files(), is_mapped()), (0, false));
 }
 
 #[test]

@@ -173,6 +173,44 @@ fn a_request_that_is_stopped_says_how_far_it_came() {
     done(vm.copy(handle, &[1]));
 }
 
+/// As the device's two threads do: neither waits for the other for long, and both find what
+/// they left.
+#[test]
+fn two_queues_work_at_once_each_on_memory_of_its_own() {
+    let (_folder, store) = store();
+    let vm = Vm::new(&store, "a");
+    let work = |first: u64, name: &str| {
+        for round in 0..40 {
+            for block in first..first + 4 {
+                vm.write(block * BLOCK, round * 100 + block);
+            }
+            let handle = vm.create(name);
+            done(vm.publish(handle, &[first, first + 2]));
+            done(vm.copy(handle, &[(first + 1) * 512, (first + 3) * 512]));
+            done(vm.meta(handle, 0, &meta(2, 2)));
+            done(vm.commit(handle));
+            done(vm.release(&[(first, 4)]));
+            done(vm.map(
+                handle,
+                &[(first + 1, 0, 0), (first, 1, 0), (first + 2, 0, 1)],
+            ));
+            done(vm.named(VIRTIO_VAS_OP_DELETE, name));
+            done(vm.close(handle));
+            let seen = [0, 1, 2, 3].map(|i| vm.read((first + i) * BLOCK));
+            let wrote = |i: u64| round * 100 + first + i;
+            assert_eq!(seen, [wrote(2), wrote(0), wrote(1), 0]);
+            assert_eq!(vm.read((first + 2) * BLOCK + PAGE), wrote(3));
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| work(0, "one"));
+        scope.spawn(|| work(8, "two"));
+    });
+    done(vm.release(&[(0, 16)]));
+    assert_eq!(store.check().unwrap().problems, []);
+    assert_eq!(vm.host_bytes(), 0);
+}
+
 #[test]
 fn an_answer_without_room_is_refused_before_anything_is_open() {
     let (_folder, store) = store();

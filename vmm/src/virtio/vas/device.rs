@@ -50,6 +50,13 @@ impl Vas {
     }
 }
 
+impl Drop for Vas {
+    fn drop(&mut self) {
+        let (device, server) = (&self.metrics, self.server.metrics());
+        tracing::debug!(?device, ?server, "the virtio-vas device has ended");
+    }
+}
+
 impl VirtioDevice for Vas {
     fn device_type(&self) -> u32 {
         VIRTIO_VAS_DEVICE_ID
@@ -337,6 +344,22 @@ mod tests {
             ram.memory().read_obj::<u32>(GuestAddress(BLOCK)).unwrap(),
             7
         );
+    }
+
+    #[test]
+    fn a_reset_stops_a_long_request_and_the_device_starts_again() {
+        let (mut device, mut driver) = device();
+        let create = named(VIRTIO_VAS_OP_CREATE, "db");
+        assert_eq!(call(&device, &mut driver, REQUESTQ, create.clone()).0, 0);
+        let gpas: Vec<u8> = (0..8192u64).flat_map(|p| (p << 12).to_le_bytes()).collect();
+        let copy = request(VIRTIO_VAS_OP_COPY, 8192, 1, &gpas);
+        driver.send(REQUESTQ, &[copy, Piece::write(16)]);
+        device.events[REQUESTQ].write(1).unwrap();
+        device.reset();
+        // Done just before, or never.
+        assert!(driver.used(REQUESTQ).len() <= 1);
+        let mut driver = start(&mut device);
+        assert_eq!(call(&device, &mut driver, REQUESTQ, create).0, 0);
     }
 
     /// A full queue of garbage, again and again: each is answered, and nothing piles up.
