@@ -4,9 +4,10 @@ use std::sync::atomic::AtomicBool;
 
 use mvas_abi::virtio_vas::*;
 use mvas_host::server::{BLOCK, PAGE, Status};
-use mvas_host::store::StoreOptions;
+use mvas_host::store::{Store, StoreOptions};
 use zerocopy::IntoBytes;
 
+use crate::tmpfs::in_tmpfs;
 use crate::vm::{Setup, Vm, done, meta, store, store_with};
 
 #[test]
@@ -115,6 +116,40 @@ fn a_full_store_refuses_that_draft_and_nothing_else() {
     vm.snapshot("other", &[1]);
     done(vm.map(kept, &[(7, 0, 0)]));
     assert!(store.check().unwrap().problems.is_empty());
+}
+
+#[test]
+fn a_full_file_system_refuses_that_draft_and_kills_nobody() {
+    in_tmpfs("size=40m", |dir| {
+        let store = Store::open(&dir.join("store"), StoreOptions::default()).unwrap();
+        let vm = Vm::new(&store, "a");
+        for page in 0..8 * 512 {
+            vm.write(page * PAGE, page);
+        }
+        vm.snapshot("kept", &[0, 1]);
+        // 16 MiB of memory, and up to 24 MiB of copies.
+        let draft = vm.create("s");
+        let pages: Vec<u64> = (0..8 * 512).collect();
+        done(vm.copy(draft, &pages));
+        let refused = vm.copy(draft, &pages);
+        assert_eq!(refused.status(), Status::NoSpace, "{:?}", refused.error);
+        assert!((512..4096).contains(&refused.done), "{}", refused.done);
+        // Published before and written to since: these would be copied, too.
+        for block in [0, 1] {
+            vm.write(block * BLOCK, 7);
+        }
+        let again = vm.publish(draft, &[2, 0, 1]);
+        assert_eq!((again.status(), again.done), (Status::NoSpace, 0));
+        for page in 0..8 * 512 {
+            let written = page == 0 || page == 512;
+            assert_eq!(vm.read(page * PAGE), if written { 7 } else { page });
+        }
+        done(vm.close(draft));
+        let second = vm.snapshot("s", &[0, 1, 2]);
+        done(vm.map(second, &[(9, 1, 0)]));
+        assert_eq!((vm.read(9 * BLOCK), vm.read(9 * BLOCK + PAGE)), (7, 513));
+        assert_eq!(store.check().unwrap().problems, []);
+    });
 }
 
 #[test]

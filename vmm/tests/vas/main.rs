@@ -6,6 +6,7 @@ mod limits;
 mod model;
 mod snapshots;
 mod speed;
+mod tmpfs;
 mod vm;
 
 use proptest::prelude::*;

@@ -7,7 +7,8 @@ use mvas_host::server::{BLOCK, Grant, PAGE, Status};
 use mvas_host::store::{Store, StoreOptions};
 use zerocopy::FromBytes;
 
-use crate::vm::{Setup, Vm, done, in_tmpfs, meta, ram_files, store};
+use crate::tmpfs::in_tmpfs;
+use crate::vm::{Setup, Vm, done, meta, ram_files, store};
 
 const PAGES_OF_BLOCK: u64 = BLOCK / PAGE;
 

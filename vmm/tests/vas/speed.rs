@@ -6,7 +6,8 @@ use mvas_abi::virtio_vas::VIRTIO_VAS_KIND_BLOCKS;
 use mvas_host::server::{BLOCK, PAGE};
 use mvas_host::store::{Store, StoreOptions};
 
-use crate::vm::{Setup, Vm, done, in_tmpfs, meta};
+use crate::tmpfs::in_tmpfs;
+use crate::vm::{Setup, Vm, done, meta};
 
 /// 1 GiB.
 const COUNT: u64 = 512;

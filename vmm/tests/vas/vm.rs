@@ -4,15 +4,12 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::thread;
 
 use mvas_abi::virtio_vas::*;
 use mvas_host::server::{Answer, BLOCK, Grant, GuestMapping, PAGE, Server, ServerConfig, Status};
 use mvas_host::store::{Store, StoreOptions, StoreRun};
 use mvasvm::config::MemSize;
 use mvasvm::memory::{GuestRam, PhysBits};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 
@@ -256,32 +253,4 @@ pub fn meta(blocks: u64, packed_pages: u64) -> Vec<u8> {
 /// RAM files that the store has.
 pub fn ram_files(store: &Path) -> usize {
     std::fs::read_dir(store.join("ram")).unwrap().count()
-}
-
-/// Runs `test` with a tmpfs of its own, in a thread with a mount namespace of its own.
-pub fn in_tmpfs(options: &str, test: impl FnOnce(&Path) + Send) {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
-    thread::scope(|scope| {
-        let body = move || {
-            let none: Option<&str> = None;
-            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-            let made = unshare(CloneFlags::CLONE_NEWNS)
-                .and_then(|()| mount(none, "/", none, private, none))
-                .and_then(|()| {
-                    mount(
-                        Some("tmpfs"),
-                        dir,
-                        Some("tmpfs"),
-                        MsFlags::empty(),
-                        Some(options),
-                    )
-                });
-            match made {
-                Ok(()) => test(dir),
-                Err(error) => println!("SKIPPED: cannot mount a tmpfs ({error}); run as root"),
-            }
-        };
-        scope.spawn(body).join().unwrap();
-    });
 }
