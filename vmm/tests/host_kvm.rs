@@ -20,13 +20,14 @@ const SPIN: [u8; 2] = [0xeb, 0xfe];
 /// `ud2`, which ends in a triple fault.
 const CRASH: [u8; 2] = [0x0f, 0x0b];
 
-fn start(dir: &Path, code: &[u8], mem: &str) -> Child {
+fn start(dir: &Path, code: &[u8], mem: &str, store: &Path) -> Child {
     let (kernel, initramfs) = (dir.join("kernel"), dir.join("initramfs"));
     fs::write(&kernel, test_kernel::elf(code)).unwrap();
     fs::write(&initramfs, [0; 4096]).unwrap();
     Command::new(MVASVM)
         .args(["run", "--hw", "kvm", "--name", "test", "--mem", mem])
-        .args(["--store", "none"])
+        .arg("--store")
+        .arg(store)
         .arg("--kernel")
         .arg(kernel)
         .arg("--initramfs")
@@ -54,7 +55,7 @@ fn resident(pid: u32) -> (u64, u64) {
         } else if let Some(kib) = line.strip_prefix("Rss:") {
             let kib: u64 = kib.trim().trim_end_matches(" kB").parse().unwrap();
             let sum = match mapping {
-                _ if mapping.contains("/memfd:") => &mut guest,
+                _ if mapping.contains("/memfd:") || mapping.ends_with(".ram") => &mut guest,
                 _ if cfg!(debug_assertions) && mapping.ends_with(MVASVM) => &mut unoptimized,
                 _ => &mut own,
             };
@@ -91,25 +92,30 @@ fn exit_code(mut child: Child) -> Option<i32> {
 
 #[test]
 fn the_monitor_takes_at_most_8_mib_beside_guest_memory_and_ends_on_sigterm() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut child = start(dir.path(), &SPIN, "64G");
-    wait_until("the vCPUs should start", || {
-        assert_eq!(child.try_wait().unwrap(), None, "the VM should run");
-        has_thread(child.id(), "vcpu1")
-    });
-    let (guest, own) = resident(child.id());
-    assert!(guest > 0, "guest memory is a memfd");
-    assert!(own <= 8 << 10, "{own} KiB of the monitor's own");
-    let pid = i32::try_from(child.id()).unwrap();
-    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
-    assert_eq!(exit_code(child), Some(128 + 15));
-    let left: Vec<_> = fs::read_dir(dir.path().join("mvas")).unwrap().collect();
-    assert!(left.is_empty(), "{left:?}");
+    let shm = tempfile::tempdir_in("/dev/shm").unwrap();
+    for store in [Path::new("none"), &shm.path().join("store")] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = start(dir.path(), &SPIN, "64G", store);
+        wait_until("the vCPUs should start", || {
+            assert_eq!(child.try_wait().unwrap(), None, "the VM should run");
+            has_thread(child.id(), "vcpu1")
+        });
+        let (guest, own) = resident(child.id());
+        assert!(guest > 0, "guest memory was not found");
+        assert!(own <= 8 << 10, "{own} KiB of the monitor's own");
+        let pid = i32::try_from(child.id()).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+        assert_eq!(exit_code(child), Some(128 + 15));
+        let left: Vec<_> = fs::read_dir(dir.path().join("mvas")).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    let ram = fs::read_dir(shm.path().join("store/ram")).unwrap();
+    assert_eq!(ram.count(), 0, "RAM files that nobody needs");
 }
 
 #[test]
 fn a_guest_that_crashes_fails_the_command() {
     let dir = tempfile::tempdir().unwrap();
-    let code = exit_code(start(dir.path(), &CRASH, "64M"));
+    let code = exit_code(start(dir.path(), &CRASH, "64M", Path::new("none")));
     assert!(code.is_some_and(|code| code != 0), "{code:?}");
 }
