@@ -11,6 +11,8 @@ pub struct VasMetrics {
     pub requests: Counter,
     /// Requests answered with an error.
     pub errors: Counter,
+    /// Of these, because the host failed or its store is full.
+    pub host_failures: Counter,
     /// Chains that broke a rule.
     pub bad_chains: Counter,
 }

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use mvas_abi::virtio_vas::{
     VIRTIO_VAS_MAX_ENTRIES, VirtioVasMap, VirtioVasRequest, VirtioVasResponse,
 };
-use mvas_host::server::Server;
+use mvas_host::server::{Server, ServerError};
 use virtio_queue::Queue;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -189,17 +189,24 @@ impl Shared {
         }
         self.metrics.requests.inc();
         if let Some(error) = &answer.error {
-            self.metrics.errors.inc();
-            let error = error as &dyn std::error::Error;
-            if answer.is_hosts_failure() && self.metrics.errors.get() <= REPORTS {
-                tracing::warn!(error, "a snapshot request of the guest failed");
-            } else {
-                tracing::debug!(error, "a snapshot request of the guest failed");
-            }
+            self.report(error, answer.is_hosts_failure());
         }
         head.copy_from(answer.response().as_bytes());
         let len = RESPONSE + rest.copy_from(&answer.payload);
         Some(u32::try_from(len).unwrap_or(0))
+    }
+
+    fn report(&self, error: &ServerError, is_hosts_failure: bool) {
+        self.metrics.errors.inc();
+        let error = error as &dyn std::error::Error;
+        if is_hosts_failure {
+            self.metrics.host_failures.inc();
+            if self.metrics.host_failures.get() <= REPORTS {
+                tracing::warn!(error, "a snapshot request of the guest failed");
+                return;
+            }
+        }
+        tracing::debug!(error, "a snapshot request of the guest failed");
     }
 }
 
