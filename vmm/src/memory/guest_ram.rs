@@ -2,9 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::ptr;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -18,6 +16,7 @@ use mvas_host::server::{BLOCK, GuestBlock, GuestMapping, GuestPage, PAGE, RamRan
 use mvas_host::{FileOffset, FileRange, RamFile};
 
 use super::layout::{self, PhysBits, Placement};
+use super::mapping::{Window, has_all, map_aligned, map_file, to_usize};
 use super::{GuestMemory, MemoryError};
 use crate::config::MemSize;
 
@@ -247,36 +246,6 @@ impl Drop for GuestRam {
     }
 }
 
-/// Guest memory sizes fit `usize`: the crate is for 64-bit hosts.
-const fn to_usize(len: u64) -> usize {
-    const { assert!(size_of::<usize>() == size_of::<u64>()) };
-    #[allow(clippy::cast_possible_truncation)] // just asserted
-    {
-        len as usize
-    }
-}
-
-/// Whether every page of a range of a file is in memory; hosts before 6.5 do not tell.
-fn has_all(file: &File, range: FileRange) -> bool {
-    /// Of all architectures; not in libc yet.
-    const SYS_CACHESTAT: libc::c_long = 451;
-    // struct cachestat_range and struct cachestat of <linux/mman.h>.
-    let asked = [range.start().0, range.len()];
-    let mut told = [0u64; 5];
-    // SAFETY: reads and writes the two structs, which live until it returns.
-    let result = unsafe {
-        libc::syscall(
-            SYS_CACHESTAT,
-            file.as_raw_fd(),
-            asked.as_ptr(),
-            told.as_mut_ptr(),
-            0u32,
-        )
-    };
-    // Its first field: pages in the cache.
-    result == 0 && told[0] >= range.len() / PAGE
-}
-
 /// A range of guest RAM.
 fn map_range(file: &File, range: FileRange) -> Result<MmapRegion<()>, MemoryError> {
     let at = map_aligned(file, range).map_err(|source| MemoryError::Map {
@@ -295,131 +264,6 @@ fn map_range(file: &File, range: FileRange) -> Result<MmapRegion<()>, MemoryErro
         )
     }
     .map_err(|e: MmapRegionError| MemoryError::Layout(Box::new(e)))
-}
-
-/// A part of a block of a file, mapped for writing, whose pages exist: touching it cannot
-/// fail for want of space.
-struct Window {
-    block: *mut u8,
-    offset: usize,
-    len: usize,
-}
-
-impl Window {
-    fn new(file: &File, range: FileRange) -> io::Result<Self> {
-        let start = range.start().0;
-        let block = FileRange::new(FileOffset(start - start % BLOCK), BLOCK)
-            .filter(|block| block.contains(range))
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not in one block"))?;
-        let window = Self {
-            block: map_aligned(file, block)?,
-            offset: to_usize(start % BLOCK),
-            len: to_usize(range.len()),
-        };
-        // SAFETY: inside the mapping just made. Allocates huge pages where advised.
-        let populated = unsafe {
-            libc::madvise(
-                window.block.add(window.offset).cast(),
-                window.len,
-                libc::MADV_POPULATE_WRITE,
-            )
-        };
-        match populated {
-            0 => Ok(window),
-            _ => match io::Error::last_os_error() {
-                // What would have been a SIGBUS: the file system is full.
-                e if e.raw_os_error() == Some(libc::EFAULT) => {
-                    Err(io::Error::from_raw_os_error(libc::ENOSPC))
-                }
-                e => Err(e),
-            },
-        }
-    }
-
-    fn slice(&self) -> VolatileSlice<'_> {
-        // SAFETY: the range is mapped as long as `self` lives, and only used volatile.
-        unsafe { VolatileSlice::new(self.block.add(self.offset), self.len) }
-    }
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        // SAFETY: a mapping of ours, which nobody can refer to any more.
-        unsafe { libc::munmap(self.block.cast(), to_usize(BLOCK)) };
-    }
-}
-
-/// Maps a range of a file shared, at an address that is a multiple of 2 MiB.
-fn map_aligned(file: &File, range: FileRange) -> io::Result<*mut u8> {
-    let block = to_usize(BLOCK);
-    let len = to_usize(range.len());
-    let room = len + block;
-    // SAFETY: a new inaccessible mapping wherever the kernel likes; it touches nothing else.
-    let reserved = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            room,
-            libc::PROT_NONE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    };
-    if reserved == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let reserved = reserved.cast::<u8>();
-    let skip = reserved.align_offset(block);
-    // SAFETY: `skip` is less than a block, so `len` bytes from there are in the reservation.
-    let at = unsafe { reserved.add(skip) };
-    // SAFETY: replaces `len` bytes of the reservation, which only we know of.
-    let mapped = unsafe { map_file(file, range, at, Sharing::Shared) };
-    // SAFETY: gives back what is left of the reservation, or all of it after a failure.
-    unsafe {
-        if mapped.is_err() {
-            libc::munmap(reserved.cast(), room);
-        } else {
-            if skip > 0 {
-                libc::munmap(reserved.cast(), skip);
-            }
-            libc::munmap(at.add(len).cast(), block - skip);
-        }
-    }
-    mapped.map(|()| at)
-}
-
-/// Maps a range of the file at `at`.
-///
-/// # Safety
-/// Whatever is mapped at `at` is replaced: the caller owns all of it.
-unsafe fn map_file(file: &File, range: FileRange, at: *mut u8, sharing: Sharing) -> io::Result<()> {
-    let len = to_usize(range.len());
-    let offset = libc::off_t::try_from(range.start().0)
-        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let sharing = match sharing {
-        Sharing::Shared => libc::MAP_SHARED,
-        Sharing::Private => libc::MAP_PRIVATE,
-    };
-    // SAFETY: the caller answers for `at`.
-    let mapped = unsafe {
-        libc::mmap(
-            at.cast(),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            sharing | libc::MAP_NORESERVE | libc::MAP_FIXED,
-            file.as_raw_fd(),
-            offset,
-        )
-    };
-    if mapped == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
-        // SAFETY: advice on the mapping just made. Hosts without huge pages refuse the
-        // first; the guest then runs on small ones.
-        unsafe { libc::madvise(mapped, len, advice) };
-    }
-    Ok(())
 }
 
 #[cfg(test)]

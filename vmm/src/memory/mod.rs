@@ -4,6 +4,7 @@
 
 mod guest_ram;
 pub mod layout;
+mod mapping;
 
 use std::io;
 
