@@ -87,4 +87,32 @@ TEST_F(vas, memory_moved_by_mremap_is_captured_where_it_is)
 	EXPECT_EQ(0, tcall(&self->u, t_check, BASE, MiB, 1));
 }
 
+/* With borders in the middle of pages of 2 MiB. */
+TEST_F(vas, a_range_is_captured_and_nothing_else)
+{
+	struct vas_capture arg = {
+		.pidfd = pidfd_of(self->t.pid), .start = BASE + MiB, .len = 4 * MiB,
+	};
+	struct vas_range range;
+
+	ASSERT_EQ(0, tcall(&self->t, t_map_huge, BASE, 8 * MiB, RW));
+	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, 8 * MiB, 1));
+	ASSERT_EQ(0, ioctl(self->fd, VAS_IOC_CAPTURE, &arg));
+	EXPECT_EQ(1, arg.vmas);
+	EXPECT_EQ(4 * MiB / PAGE, arg.pages);
+	EXPECT_EQ(0, vas_range_at(self->fd, BASE).end);
+	range = vas_range_at(self->fd, BASE + 2 * MiB);
+	EXPECT_EQ(BASE + MiB, range.start);
+	EXPECT_EQ(BASE + 5 * MiB, range.end);
+
+	ASSERT_EQ(0, tcall(&self->t, t_check, BASE, 8 * MiB, 1));
+	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, 8 * MiB, 2));
+	ASSERT_EQ(0, tcall(&self->u, t_map, BASE, 8 * MiB, RW));
+	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, 0, 0, 0, NULL));
+	EXPECT_EQ(0, tcall(&self->u, t_check_zero, BASE, MiB, 0));
+	EXPECT_EQ(0, tcall(&self->u, t_check, BASE + MiB, 4 * MiB, 1));
+	EXPECT_EQ(0, tcall(&self->u, t_check_zero, BASE + 5 * MiB, 3 * MiB, 0));
+	close(arg.pidfd);
+}
+
 TEST_HARNESS_MAIN

@@ -98,7 +98,14 @@ TEST_F(vas, unknown_flags_and_reserved_fields_are_refused)
 	EXPECT_EQ(-EINVAL, vas_open(self->session, self->id, NULL, 4));
 	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->fd, VAS_IOC_CAPTURE, &capture)));
 	capture.flags = 0;
-	capture.reserved[1] = 1;
+	capture.start = PAGE;			/* without a length */
+	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->fd, VAS_IOC_CAPTURE, &capture)));
+	capture.len = PAGE + 1;
+	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->fd, VAS_IOC_CAPTURE, &capture)));
+	capture.len = -PAGE;			/* wraps */
+	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->fd, VAS_IOC_CAPTURE, &capture)));
+	capture.len = PAGE;			/* hiding is for all */
+	capture.flags = VAS_CAPTURE_HIDE;
 	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->fd, VAS_IOC_CAPTURE, &capture)));
 	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->fd, VAS_IOC_ATTACH, &attach)));
 	attach.flags = 0;

@@ -1,12 +1,14 @@
 //! Mirror of `<linux/vas.h>`.
 
 /// Version of the interface that this crate speaks.
-pub const VAS_ABI_VERSION: u32 = 1;
+pub const VAS_ABI_VERSION: u32 = 2;
 /// Longest VAS name in bytes, with its terminating NUL.
 pub const VAS_NAME_MAX: usize = 128;
 
 /// `VasInfo::features`: captured memory can be hidden from PAGEMAP_SCAN.
 pub const VAS_FEATURE_PAGEMAP_HIDE: u64 = 1 << 0;
+/// `VasInfo::features`: the snapshot store is there now.
+pub const VAS_FEATURE_STORE: u64 = 1 << 1;
 /// `VasOpen::access`: stat, ranges, attach.
 pub const VAS_ACCESS_READ: u32 = 1 << 0;
 /// `VasOpen::access`: capture, delete.
@@ -19,6 +21,18 @@ pub const VAS_STATE_EMPTY: u32 = 0;
 pub const VAS_STATE_TRANSIENT: u32 = 1;
 /// `VasStat::state`: lives until it is deleted.
 pub const VAS_STATE_COMMITTED: u32 = 2;
+/// `VasStat::store`: in this machine's memory only.
+pub const VAS_STORE_HOT: u32 = 0;
+/// `VasStat::store`: on its way to the store; usable as ever.
+pub const VAS_STORE_DRAINING: u32 = 1;
+/// `VasStat::store`: in memory and in the store.
+pub const VAS_STORE_STORED: u32 = 2;
+/// `VasStat::store`: in the store only.
+pub const VAS_STORE_COLD: u32 = 3;
+/// `VasDrain::flags`: wait until it is in the store.
+pub const VAS_DRAIN_SYNC: u32 = 1 << 0;
+/// The most VASes of a snapshot.
+pub const VAS_DRAIN_MAX: u32 = 4096;
 /// `VasRange::flags`: holds PMD-mapped pages.
 pub const VAS_RANGE_HUGE: u32 = 1 << 0;
 /// `VasDelete::flags`: delete even while others have it open.
@@ -82,8 +96,10 @@ pub struct VasCapture {
     pub swap_pages: u64,
     /// Out: pinned pages that had to be copied.
     pub copied_pages: u64,
-    /// Zero.
-    pub reserved: [u64; 2],
+    /// First address to capture; 0 where `len` is 0.
+    pub start: u64,
+    /// Length in bytes of what to capture; 0 for all. Not with `VAS_CAPTURE_HIDE`.
+    pub len: u64,
 }
 
 /// `struct vas_attach`.
@@ -140,8 +156,14 @@ pub struct VasStat {
     pub attaches: u64,
     /// Open VAS files.
     pub users: u64,
+    /// `VAS_STORE_*`.
+    pub store: u32,
+    /// errno of the last drain that failed, else 0.
+    pub drain_error: i32,
+    /// 4 KiB pages that are in the store.
+    pub drained_pages: u64,
     /// Zero.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 2],
 }
 
 /// `struct vas_range`.
@@ -152,7 +174,7 @@ pub struct VasRange {
     pub start: u64,
     /// End, exclusive.
     pub end: u64,
-    /// Resident 4 KiB pages.
+    /// Resident 4 KiB pages; of a cold VAS, pages in the store.
     pub pages: u64,
     /// `PROT_*` at the time of the capture.
     pub prot: u32,
@@ -184,6 +206,98 @@ pub struct VasDelete {
     pub reserved: u32,
 }
 
+/// `struct vas_drain`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VasDrain {
+    /// NUL-terminated name of the snapshot.
+    pub name: [u8; VAS_NAME_MAX],
+    /// Address of an array of VAS ids, `u64` each.
+    pub ids: u64,
+    /// Length of the array.
+    pub count: u32,
+    /// `VAS_DRAIN_*`.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+/// `struct vas_evict`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VasEvict {
+    /// Zero.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Out: resident 4 KiB pages that it had.
+    pub pages: u64,
+}
+
+/// `struct vas_store_snapshot`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VasStoreSnapshot {
+    /// NUL-terminated name.
+    pub name: [u8; VAS_NAME_MAX],
+    /// Creation time, nanoseconds of the host's CLOCK_REALTIME.
+    pub created_ns: u64,
+    /// Bytes of its description.
+    pub meta_bytes: u64,
+    /// Blocks of 2 MiB that were huge pages.
+    pub blocks: u64,
+    /// 4 KiB pages that were copied.
+    pub packed_pages: u64,
+    /// Bytes of the store.
+    pub bytes: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+/// `struct vas_store_list`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VasStoreList {
+    /// How many to leave out.
+    pub skip: u64,
+    /// Address of an array of `VasStoreSnapshot`.
+    pub snapshots: u64,
+    /// Capacity of the array; out: entries filled.
+    pub count: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Out: how many there are.
+    pub total: u64,
+}
+
+/// `struct vas_store_load`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VasStoreLoad {
+    /// NUL-terminated name of the snapshot.
+    pub name: [u8; VAS_NAME_MAX],
+    /// Address of an array of `u64`; out: ids of the VASes.
+    pub ids: u64,
+    /// Capacity of the array; out: how many VASes there are.
+    pub count: u32,
+    /// Zero.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
+/// `struct vas_store_delete`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VasStoreDelete {
+    /// NUL-terminated name of the snapshot.
+    pub name: [u8; VAS_NAME_MAX],
+    /// Zero.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
 const MAGIC: u32 = 0xD7;
 const WRITE: u32 = 1;
 const READ: u32 = 2;
@@ -204,6 +318,14 @@ pub const VAS_IOC_CREATE: u32 = ioc(READ | WRITE, 0x01, size_of::<VasCreate>());
 pub const VAS_IOC_OPEN: u32 = ioc(READ | WRITE, 0x02, size_of::<VasOpen>());
 /// On a session: makes all of its VASes permanent.
 pub const VAS_IOC_COMMIT: u32 = ioc(0, 0x03, 0);
+/// On a session: puts VASes into the store as one snapshot.
+pub const VAS_IOC_DRAIN: u32 = ioc(WRITE, 0x04, size_of::<VasDrain>());
+/// On a session: the snapshots in the store.
+pub const VAS_IOC_STORE_LIST: u32 = ioc(READ | WRITE, 0x05, size_of::<VasStoreList>());
+/// On a session: makes the VASes of a snapshot in the store.
+pub const VAS_IOC_STORE_LOAD: u32 = ioc(READ | WRITE, 0x06, size_of::<VasStoreLoad>());
+/// On a session: removes a snapshot from the store.
+pub const VAS_IOC_STORE_DELETE: u32 = ioc(WRITE, 0x07, size_of::<VasStoreDelete>());
 /// On a VAS file: shares a task's memory with it.
 pub const VAS_IOC_CAPTURE: u32 = ioc(READ | WRITE, 0x10, size_of::<VasCapture>());
 /// On a VAS file: shares its memory with a task.
@@ -214,3 +336,5 @@ pub const VAS_IOC_STAT: u32 = ioc(READ, 0x12, size_of::<VasStat>());
 pub const VAS_IOC_RANGES: u32 = ioc(READ | WRITE, 0x13, size_of::<VasRanges>());
 /// On a VAS file: deletes it.
 pub const VAS_IOC_DELETE: u32 = ioc(WRITE, 0x14, size_of::<VasDelete>());
+/// On a VAS file: turns it cold.
+pub const VAS_IOC_EVICT: u32 = ioc(READ | WRITE, 0x15, size_of::<VasEvict>());

@@ -79,40 +79,62 @@ fn vas() -> Mirror {
     check_struct!(m, VasCreate = "vas_create" { name, mode, flags, id });
     check_struct!(m, VasOpen = "vas_open" { id, name, access, flags });
     check_struct!(m, VasCapture = "vas_capture" {
-        pidfd, flags, vmas, pages, huge_pages, swap_pages, copied_pages, reserved,
+        pidfd, flags, vmas, pages, huge_pages, swap_pages, copied_pages, start, len,
     });
     check_struct!(m, VasAttach = "vas_attach" {
         pidfd, flags, src, len, dst, vmas, pages, reserved,
     });
     check_struct!(m, VasStat = "vas_stat" {
         id, name, mode, uid, gid, state, created_ns, vmas, bytes, pages, huge_pages,
-        swap_pages, attaches, users, reserved,
+        swap_pages, attaches, users, store, drain_error, drained_pages, reserved,
     });
     check_struct!(m, VasRange = "vas_range" { start, end, pages, prot, flags });
     check_struct!(m, VasRanges = "vas_ranges" { start, ranges, count, reserved });
     check_struct!(m, VasDelete = "vas_delete" { flags, reserved });
+    check_struct!(m, VasDrain = "vas_drain" { name, ids, count, flags, reserved });
+    check_struct!(m, VasEvict = "vas_evict" { flags, reserved, pages });
+    check_struct!(m, VasStoreSnapshot = "vas_store_snapshot" {
+        name, created_ns, meta_bytes, blocks, packed_pages, bytes, reserved,
+    });
+    check_struct!(m, VasStoreList = "vas_store_list" {
+        skip, snapshots, count, reserved, total,
+    });
+    check_struct!(m, VasStoreLoad = "vas_store_load" { name, ids, count, flags, reserved });
+    check_struct!(m, VasStoreDelete = "vas_store_delete" { name, flags, reserved });
     check_numbers!(
         m,
         VAS_ABI_VERSION,
         VAS_NAME_MAX,
         VAS_FEATURE_PAGEMAP_HIDE,
+        VAS_FEATURE_STORE,
         VAS_ACCESS_READ,
         VAS_ACCESS_WRITE,
         VAS_CAPTURE_HIDE,
         VAS_STATE_EMPTY,
         VAS_STATE_TRANSIENT,
         VAS_STATE_COMMITTED,
+        VAS_STORE_HOT,
+        VAS_STORE_DRAINING,
+        VAS_STORE_STORED,
+        VAS_STORE_COLD,
+        VAS_DRAIN_SYNC,
+        VAS_DRAIN_MAX,
         VAS_RANGE_HUGE,
         VAS_DELETE_FORCE,
         VAS_IOC_INFO,
         VAS_IOC_CREATE,
         VAS_IOC_OPEN,
         VAS_IOC_COMMIT,
+        VAS_IOC_DRAIN,
+        VAS_IOC_STORE_LIST,
+        VAS_IOC_STORE_LOAD,
+        VAS_IOC_STORE_DELETE,
         VAS_IOC_CAPTURE,
         VAS_IOC_ATTACH,
         VAS_IOC_STAT,
         VAS_IOC_RANGES,
         VAS_IOC_DELETE,
+        VAS_IOC_EVICT,
     );
     m
 }
@@ -196,16 +218,16 @@ struct Header {
 }
 
 fn headers() -> [Header; 2] {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let uapi = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-kernel/linux/include/uapi");
     [
         Header {
-            folder: here.join("../guest-kernel/linux/include/uapi"),
+            folder: uapi.clone(),
             name: "linux/vas.h",
             mirror: vas(),
         },
         Header {
-            folder: here.join("include"),
-            name: "virtio_vas.h",
+            folder: uapi,
+            name: "linux/virtio_vas.h",
             mirror: virtio_vas(),
         },
     ]

@@ -418,7 +418,10 @@ impl VasFile {
             swap_pages: 0,
             attaches: 0,
             users: 0,
-            reserved: [0; 4],
+            store: 0,
+            drain_error: 0,
+            drained_pages: 0,
+            reserved: [0; 2],
         };
         // SAFETY: STAT takes a VasStat, which holds no pointers.
         unsafe { ioctl(self.fd.as_fd(), VAS_IOC_STAT, &mut arg) }

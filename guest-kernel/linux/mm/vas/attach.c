@@ -115,12 +115,6 @@ static int plan(struct attach *a)
 	return a->vmas ? 0 : -ENOENT;
 }
 
-static void split_huge_at(struct vm_area_struct *vma, unsigned long addr)
-{
-	if (!IS_ALIGNED(addr, HPAGE_PMD_SIZE))
-		split_huge_pmd_address(vma, addr, false, NULL);
-}
-
 /* The PTEs of @piece as mprotect would leave them: the target's protection. */
 static int stage_protect(struct vm_area_struct *piece,
 			 struct vm_area_struct *vma)
@@ -171,8 +165,8 @@ static int fill_stage(struct attach *a)
 		struct vm_area_struct *src = vma_lookup(a->vas_mm,
 							piece->vm_start);
 
-		split_huge_at(src, piece->vm_start);
-		split_huge_at(src, piece->vm_end);
+		vas_split_huge_at(src, piece->vm_start);
+		vas_split_huge_at(src, piece->vm_end);
 		err = vas_share_pages(piece, src, piece->vm_start,
 				      piece->vm_end);
 		if (!err)

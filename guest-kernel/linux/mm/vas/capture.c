@@ -24,23 +24,31 @@
 #define VAS_VMA_FLAGS	(VM_READ | VM_WRITE | VM_EXEC | VM_MAYREAD | \
 			 VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT | VM_NORESERVE)
 
-static int capture_vma(struct mm_struct *mm, struct vm_area_struct *src)
+/* What of @src lies in [start, end). */
+static int capture_vma(struct mm_struct *mm, struct vm_area_struct *src,
+		       unsigned long start, unsigned long end)
 {
 	struct vm_area_struct *vma;
 
-	vma = vas_add_vma(mm, src->vm_start, src->vm_end, src->vm_pgoff,
+	start = max(start, src->vm_start);
+	end = min(end, src->vm_end);
+	vma = vas_add_vma(mm, start, end, linear_page_index(src, start),
 			  src->vm_flags & VAS_VMA_FLAGS, src->vm_page_prot);
 	if (IS_ERR(vma))
 		return PTR_ERR(vma);
 	if (anon_vma_fork(vma, src))
 		return -ENOMEM;
-	return vas_share_pages(vma, src, src->vm_start, src->vm_end);
+	vas_split_huge_at(src, start);
+	vas_split_huge_at(src, end);
+	return vas_share_pages(vma, src, start, end);
 }
 
-static int capture_mm(struct mm_struct *mm, struct mm_struct *src)
+static int capture_mm(struct mm_struct *mm, struct mm_struct *src,
+		      const struct vas_capture *arg)
 {
+	unsigned long end = arg->len ? arg->start + arg->len : TASK_SIZE_MAX;
+	VMA_ITERATOR(vmi, src, arg->start);
 	struct vm_area_struct *vma;
-	VMA_ITERATOR(vmi, src, 0);
 	int err = 0;
 
 	if (mmap_write_lock_killable(src))
@@ -51,11 +59,11 @@ static int capture_mm(struct mm_struct *mm, struct mm_struct *src)
 		return -ESRCH;
 	}
 	mmap_write_lock_nested(mm, VAS_LOCK_VAS);
-	for_each_vma(vmi, vma) {
+	for_each_vma_range(vmi, vma, end) {
 		/* Without an anon_vma it was never written: it has no page. */
 		if (!vas_eligible(vma) || !vma->anon_vma)
 			continue;
-		err = capture_vma(mm, vma);
+		err = capture_vma(mm, vma, arg->start, end);
 		if (err)
 			break;
 	}
@@ -66,7 +74,7 @@ static int capture_mm(struct mm_struct *mm, struct mm_struct *src)
 	return err;
 }
 
-/* All of @mm or nothing; the caller made sure of its rights to @mm. */
+/* All of @mm, or of the range in it, or nothing; the caller made sure of its rights to @mm. */
 int vas_capture(struct vas *vas, struct mm_struct *mm, struct vas_capture *arg)
 {
 	struct vas_pages count = {};
@@ -83,7 +91,7 @@ int vas_capture(struct vas *vas, struct mm_struct *mm, struct vas_capture *arg)
 	new = vas_mm_alloc();
 	if (!new)
 		goto out;
-	err = capture_mm(new, mm);
+	err = capture_mm(new, mm, arg);
 	if (err)
 		goto out_mm;
 

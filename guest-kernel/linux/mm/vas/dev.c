@@ -53,7 +53,10 @@ static long vas_ioctl_capture(struct vas_file *vf, void __user *uarg)
 
 	if (copy_from_user(&arg, uarg, sizeof(arg)))
 		return -EFAULT;
-	if (arg.flags & ~VAS_CAPTURE_HIDE || arg.reserved[0] || arg.reserved[1])
+	if (arg.flags & ~VAS_CAPTURE_HIDE ||
+	    !PAGE_ALIGNED(arg.start | arg.len) || arg.start > TASK_SIZE_MAX ||
+	    arg.len > TASK_SIZE_MAX - arg.start ||
+	    (arg.len ? arg.flags & VAS_CAPTURE_HIDE : arg.start))
 		return -EINVAL;
 	if (!(vf->access & VAS_ACCESS_WRITE))
 		return -EBADF;

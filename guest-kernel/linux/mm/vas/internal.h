@@ -119,6 +119,7 @@ struct vm_area_struct *vas_add_vma(struct mm_struct *mm, unsigned long start,
 				   unsigned long end, pgoff_t pgoff,
 				   vm_flags_t flags, pgprot_t prot);
 bool vas_eligible(struct vm_area_struct *vma);
+void vas_split_huge_at(struct vm_area_struct *vma, unsigned long addr);
 int vas_share_pages(struct vm_area_struct *dst, struct vm_area_struct *src,
 		    unsigned long start, unsigned long end);
 void vas_count_range(struct mm_struct *mm, unsigned long start,

@@ -215,6 +215,13 @@ bool vas_eligible(struct vm_area_struct *vma)
 	       !userfaultfd_armed(vma);
 }
 
+/* No huge page of @vma shall be mapped across @addr. */
+void vas_split_huge_at(struct vm_area_struct *vma, unsigned long addr)
+{
+	if (!IS_ALIGNED(addr, HPAGE_PMD_SIZE))
+		split_huge_pmd_address(vma, addr, false, NULL);
+}
+
 /*
  * Shares the pages of [start, end) of @src with @dst, as fork does.  Both mms
  * are locked for writing; the range cuts through no huge PMD.  Killable: a VMA

@@ -15,6 +15,11 @@
  *  - the *VAS file*, returned by VAS_IOC_CREATE and VAS_IOC_OPEN.  It pins the
  *    VAS: its memory is freed when it was deleted and its last file is closed.
  *
+ * With VAS_FEATURE_STORE there is a snapshot store outside of this machine
+ * (docs/STORE.md).  A *drain* puts VASes there as one snapshot; a drained VAS
+ * may turn *cold*: its memory is only in the store until it is attached.
+ * Without the store, the ioctls of it fail with EOPNOTSUPP.
+ *
  * All structs are the same for 32 and 64 bit.  Reserved fields and unknown
  * flags must be zero: else EINVAL.
  */
@@ -24,7 +29,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define VAS_ABI_VERSION		1
+#define VAS_ABI_VERSION		2
 
 /*
  * Longest name, with its terminating NUL.  A name is of [A-Za-z0-9._:@+-] and
@@ -34,6 +39,7 @@
 
 /* struct vas_info.features */
 #define VAS_FEATURE_PAGEMAP_HIDE	(1ULL << 0)
+#define VAS_FEATURE_STORE	(1ULL << 1)	/* the store is there now */
 
 struct vas_info {
 	__u32 abi_version;	/* out: VAS_ABI_VERSION */
@@ -63,7 +69,7 @@ struct vas_open {
  * Share all eligible memory of a task with an empty VAS, copy-on-write: private
  * anonymous VMAs that were ever written and are not hugetlb, PFN-mapped,
  * GROWSDOWN, droppable, or registered with userfaultfd.  All or nothing; the
- * target sees no difference.
+ * target sees no difference.  With @len, only what lies in [start, start + len).
  *
  * ENOTEMPTY: it holds a capture; ENOENT: it was deleted; ESTALE: HIDE, and the
  * session has closed; ESRCH: the task has exited or is being OOM-killed; EACCES:
@@ -80,7 +86,8 @@ struct vas_capture {
 	__u64 huge_pages;	/* out: of these, PMD-mapped (in 4 KiB pages) */
 	__u64 swap_pages;	/* out: swap entries now shared */
 	__u64 copied_pages;	/* out: pinned pages that had to be copied */
-	__u64 reserved[2];
+	__u64 start;		/* in: page aligned; 0 where len is 0 */
+	__u64 len;		/* in: page aligned; 0: all.  Not with HIDE */
 };
 
 /*
@@ -93,6 +100,10 @@ struct vas_capture {
  * ENODATA: the VAS is empty; ENOENT: it has nothing in the range; EFAULT: the
  * target has nothing mapped where it should; EBUSY: or something that is not
  * eligible; EPERM: or that is sealed; others as for a capture.
+ *
+ * A cold VAS is filled from the store first, all of it; it stays cold if that
+ * fails.  ESTALE: its snapshot is no longer in the store; ENODEV, EIO: the store
+ * is gone, or failed; ENOMEM: also where there are not enough huge pages.
  */
 struct vas_attach {
 	__s32 pidfd;		/* in: needs PTRACE_MODE_ATTACH */
@@ -120,22 +131,31 @@ struct vas_stat {
 	__u64 swap_pages;
 	__u64 attaches;		/* attaches since it was created */
 	__u64 users;		/* open VAS files, this one included */
-	__u64 reserved[4];
+	__u32 store;		/* VAS_STORE_* */
+	__s32 drain_error;	/* errno of the last drain that failed, else 0 */
+	__u64 drained_pages;	/* 4 KiB pages that are in the store */
+	__u64 reserved[2];
 };
 
 #define VAS_STATE_EMPTY		0	/* created, nothing captured yet */
 #define VAS_STATE_TRANSIENT	1	/* captured, goes with its session */
 #define VAS_STATE_COMMITTED	2	/* lives until it is deleted */
 
+#define VAS_STORE_HOT		0	/* in this machine's memory only */
+#define VAS_STORE_DRAINING	1	/* on its way to the store; usable as ever */
+#define VAS_STORE_STORED	2	/* in memory and in the store */
+#define VAS_STORE_COLD		3	/* in the store only: no resident pages */
+
 struct vas_range {
 	__u64 start;
 	__u64 end;
-	__u64 pages;		/* resident */
+	__u64 pages;		/* resident; of a cold VAS, in the store */
 	__u32 prot;		/* PROT_* at the time of the capture */
 	__u32 flags;		/* VAS_RANGE_* */
 };
 
-#define VAS_RANGE_HUGE		(1U << 0)	/* holds PMD-mapped pages */
+#define VAS_RANGE_HUGE		(1U << 0)	/* holds PMD-mapped pages, or would if
+						 * it were not cold */
 
 struct vas_ranges {
 	__u64 start;		/* in: first address of interest; out: where to go on, 0 at the end */
@@ -152,6 +172,85 @@ struct vas_delete {
 	__u32 reserved;
 };
 
+/*
+ * Puts VASes, which the caller may read, into the store as one snapshot.  Goes
+ * on in the background, also when the caller ends; VAS_IOC_STAT tells how far.
+ * The VASes are usable as ever meanwhile.  Deleting one of them gives it up.
+ *
+ * Fails at once with EEXIST: the store has the name; ENODATA: a VAS is empty;
+ * EBUSY: being drained; EALREADY: in the store; ENOENT, EACCES.  And, with SYNC
+ * from here, else in @drain_error: ENOSPC: the store is full; ECANCELED: a VAS
+ * was deleted; EIO, ENODEV, ENOMEM.  After a failure the store has nothing of it,
+ * and the VASes are hot.
+ */
+#define VAS_DRAIN_SYNC		(1U << 0)	/* wait until it is in the store */
+#define VAS_DRAIN_MAX		4096		/* VASes of a snapshot */
+
+struct vas_drain {
+	char  name[VAS_NAME_MAX];	/* in: of the snapshot; as of a VAS, and begins
+					 * with a letter or a digit */
+	__u64 ids;		/* in: pointer to __u64[count], ids of VASes */
+	__u32 count;
+	__u32 flags;		/* in: VAS_DRAIN_* */
+	__u64 reserved[2];
+};
+
+/*
+ * Turns a VAS cold: lets its pages go, which the store has.  ENODATA: it is
+ * empty; EBUSY: being drained; ENOENT: not in the store (any more).
+ */
+struct vas_evict {
+	__u32 flags;		/* in: 0 */
+	__u32 reserved;
+	__u64 pages;		/* out: pages that it had */
+};
+
+struct vas_store_snapshot {
+	char  name[VAS_NAME_MAX];
+	__u64 created_ns;	/* CLOCK_REALTIME of the host */
+	__u64 meta_bytes;	/* size of its description */
+	__u64 blocks;		/* of 2 MiB, that were huge pages */
+	__u64 packed_pages;	/* 4 KiB pages that were copied */
+	__u64 bytes;		/* of the store */
+	__u64 reserved;
+};
+
+/* What complete snapshots there are in the store, for this machine. */
+struct vas_store_list {
+	__u64 skip;		/* in: how many to leave out */
+	__u64 snapshots;	/* in: pointer to struct vas_store_snapshot[count] */
+	__u32 count;		/* in: capacity; out: filled */
+	__u32 reserved;
+	__u64 total;		/* out: how many there are */
+};
+
+/*
+ * Makes the VASes of a snapshot in the store, under their names, cold.  They
+ * belong to the caller and to the session, transient until it commits.  All or
+ * nothing.  Needs CAP_DAC_OVERRIDE: the store knows no owners.  ENOENT: no such
+ * snapshot; EEXIST: a VAS of such a name is here; EBADMSG: its description
+ * makes no sense; E2BIG: more than VAS_DRAIN_MAX VASes.
+ */
+struct vas_store_load {
+	char  name[VAS_NAME_MAX];	/* in: of the snapshot */
+	__u64 ids;		/* in: pointer to __u64[count], out: ids of the VASes */
+	__u32 count;		/* in: capacity; out: how many VASes there are, of
+				 * which the first are in ids */
+	__u32 flags;		/* in: 0 */
+	__u64 reserved[2];
+};
+
+/*
+ * Removes a snapshot from the store.  A VAS that is in memory stays, and is hot
+ * again sooner or later; one that is cold is lost: delete it first.  Needs
+ * CAP_DAC_OVERRIDE.
+ */
+struct vas_store_delete {
+	char  name[VAS_NAME_MAX];	/* in: of the snapshot */
+	__u32 flags;		/* in: 0 */
+	__u32 reserved;
+};
+
 #define VAS_IOC_MAGIC		0xD7
 
 /* on a session */
@@ -160,6 +259,10 @@ struct vas_delete {
 #define VAS_IOC_OPEN		_IOWR(VAS_IOC_MAGIC, 0x02, struct vas_open)	/* returns a VAS file, O_CLOEXEC */
 #define VAS_IOC_COMMIT		_IO(VAS_IOC_MAGIC, 0x03)	/* makes all of the session permanent;
 								 * ENODATA if one of them is empty */
+#define VAS_IOC_DRAIN		_IOW(VAS_IOC_MAGIC, 0x04, struct vas_drain)
+#define VAS_IOC_STORE_LIST	_IOWR(VAS_IOC_MAGIC, 0x05, struct vas_store_list)
+#define VAS_IOC_STORE_LOAD	_IOWR(VAS_IOC_MAGIC, 0x06, struct vas_store_load)
+#define VAS_IOC_STORE_DELETE	_IOW(VAS_IOC_MAGIC, 0x07, struct vas_store_delete)
 
 /* on a VAS file */
 #define VAS_IOC_CAPTURE		_IOWR(VAS_IOC_MAGIC, 0x10, struct vas_capture)
@@ -167,5 +270,6 @@ struct vas_delete {
 #define VAS_IOC_STAT		_IOR(VAS_IOC_MAGIC, 0x12, struct vas_stat)
 #define VAS_IOC_RANGES		_IOWR(VAS_IOC_MAGIC, 0x13, struct vas_ranges)
 #define VAS_IOC_DELETE		_IOW(VAS_IOC_MAGIC, 0x14, struct vas_delete)
+#define VAS_IOC_EVICT		_IOWR(VAS_IOC_MAGIC, 0x15, struct vas_evict)
 
 #endif /* _UAPI_LINUX_VAS_H */
