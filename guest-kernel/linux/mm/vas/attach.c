@@ -32,7 +32,8 @@
 #include "internal.h"
 
 /*
- * All three mms are locked for writing from vas_attach() on.  An address of the
+ * vas->lock is held, so that the VAS has its pages and keeps them.  All three
+ * mms are locked for writing from vas_attach() on.  An address of the
  * stage is one of the VAS; + delta it is one of the target.
  */
 struct attach {
@@ -417,20 +418,25 @@ int vas_attach(struct vas *vas, struct task_struct *task, struct mm_struct *mm,
 #endif
 
 	err = -EINTR;
-	if (mmap_write_lock_killable(mm))
+	if (mutex_lock_killable(&vas->lock))
 		goto out_stage;
+	err = vas->store == VAS_STORE_COLD ? vas_fill(vas) : 0;
+	if (!err && mmap_write_lock_killable(mm))
+		err = -EINTR;
+	if (err)
+		goto out_lock;
 	mmap_write_lock_nested(a.vas_mm, VAS_LOCK_VAS);
 	mmap_write_lock_nested(a.stage, VAS_LOCK_STAGE);
 	err = attach_locked(&a, arg);
 	mmap_write_unlock(a.stage);
 	mmap_write_unlock(a.vas_mm);
 	mmap_write_unlock(mm);
-
-	if (!err) {
+	if (!err)
 		atomic64_inc(&vas->attaches);
-		if (a.locked)
-			populate_locked(mm, a.start + a.delta, a.end + a.delta);
-	}
+out_lock:
+	mutex_unlock(&vas->lock);
+	if (!err && a.locked)
+		populate_locked(mm, a.start + a.delta, a.end + a.delta);
 out_stage:
 #ifdef CONFIG_MEMCG
 	rcu_assign_pointer(a.stage->owner, NULL);

@@ -119,87 +119,6 @@ static long vas_ioctl_attach(struct vas_file *vf, void __user *uarg)
 	return err;
 }
 
-static long vas_ioctl_stat(struct vas_file *vf, void __user *uarg)
-{
-	struct vas *vas = vf->vas;
-	struct mm_struct *mm = vas_mm(vas);
-	struct vas_pages count = {};
-	struct vas_stat arg = {
-		.id = vas->id,
-		.mode = vas->mode,
-		.uid = from_kuid_munged(current_user_ns(), vas->uid),
-		.gid = from_kgid_munged(current_user_ns(), vas->gid),
-		.state = vas_state(vas),
-		.created_ns = vas->created_ns,
-		.attaches = atomic64_read(&vas->attaches),
-		.users = atomic_read(&vas->files),
-	};
-
-	if (!(vf->access & VAS_ACCESS_READ))
-		return -EBADF;
-	strscpy(arg.name, vas->name);
-	if (mm) {
-		if (mmap_read_lock_killable(mm))
-			return -EINTR;
-		vas_count_range(mm, 0, TASK_SIZE_MAX, false, &count);
-		mmap_read_unlock(mm);
-		arg.vmas = vas->vmas;
-		arg.bytes = vas->bytes;
-		arg.pages = vas_mm_counter(mm, MM_ANONPAGES);
-		arg.huge_pages = count.huge;
-		arg.swap_pages = vas_mm_counter(mm, MM_SWAPENTS);
-	}
-	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
-}
-
-#define VAS_RANGES_BATCH	(PAGE_SIZE / sizeof(struct vas_range))
-
-static long vas_ioctl_ranges(struct vas_file *vf, void __user *uarg)
-{
-	struct mm_struct *mm = vas_mm(vf->vas);
-	struct vas_range *ranges;
-	struct vas_ranges arg;
-	u32 filled = 0;
-	long err = 0;
-
-	if (copy_from_user(&arg, uarg, sizeof(arg)))
-		return -EFAULT;
-	if (arg.reserved || !arg.count)
-		return -EINVAL;
-	if (!(vf->access & VAS_ACCESS_READ))
-		return -EBADF;
-	ranges = kmalloc(PAGE_SIZE, GFP_KERNEL_ACCOUNT);
-	if (!ranges)
-		return -ENOMEM;
-
-	if (!mm || arg.start >= TASK_SIZE_MAX) {
-		arg.count = 0;
-		arg.start = 0;
-	}
-	while (filled < arg.count) {
-		int n = vas_fill_ranges(mm, &arg.start, ranges,
-					min_t(u32, arg.count - filled,
-					      VAS_RANGES_BATCH));
-
-		err = n < 0 ? n : 0;
-		if (!err && copy_to_user(u64_to_user_ptr(arg.ranges) +
-						filled * sizeof(*ranges),
-					 ranges, n * sizeof(*ranges)))
-			err = -EFAULT;
-		if (err)
-			break;
-		filled += n;
-		if (!arg.start)
-			break;
-	}
-	kfree(ranges);
-
-	arg.count = filled;
-	if (!err && copy_to_user(uarg, &arg, sizeof(arg)))
-		err = -EFAULT;
-	return err;
-}
-
 static long vas_ioctl_delete(struct vas_file *vf, void __user *uarg)
 {
 	struct vas_delete arg;
@@ -214,6 +133,28 @@ static long vas_ioctl_delete(struct vas_file *vf, void __user *uarg)
 	return vas_delete(vf->vas, arg.flags & VAS_DELETE_FORCE);
 }
 
+static long vas_ioctl_evict(struct vas_file *vf, void __user *uarg)
+{
+	struct vas_evict arg;
+	long err;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	if (arg.flags || arg.reserved)
+		return -EINVAL;
+	if (!(vf->access & VAS_ACCESS_WRITE))
+		return -EBADF;
+	if (!vas_store_present())
+		return -EOPNOTSUPP;
+	if (mutex_lock_killable(&vf->vas->lock))
+		return -EINTR;
+	err = vas_evict(vf->vas, &arg.pages);
+	mutex_unlock(&vf->vas->lock);
+	if (!err && copy_to_user(uarg, &arg, sizeof(arg)))
+		err = -EFAULT;
+	return err;
+}
+
 static long vas_file_ioctl(struct file *file, unsigned int cmd,
 			   unsigned long arg)
 {
@@ -226,9 +167,13 @@ static long vas_file_ioctl(struct file *file, unsigned int cmd,
 	case VAS_IOC_ATTACH:
 		return vas_ioctl_attach(vf, uarg);
 	case VAS_IOC_STAT:
-		return vas_ioctl_stat(vf, uarg);
+		return vf->access & VAS_ACCESS_READ ?
+		       vas_ioctl_stat(vf->vas, uarg) : -EBADF;
 	case VAS_IOC_RANGES:
-		return vas_ioctl_ranges(vf, uarg);
+		return vf->access & VAS_ACCESS_READ ?
+		       vas_ioctl_ranges(vf->vas, uarg) : -EBADF;
+	case VAS_IOC_EVICT:
+		return vas_ioctl_evict(vf, uarg);
 	case VAS_IOC_DELETE:
 		return vas_ioctl_delete(vf, uarg);
 	default:
@@ -284,7 +229,8 @@ static long vas_ioctl_info(void __user *uarg)
 {
 	struct vas_info arg = {
 		.abi_version = VAS_ABI_VERSION,
-		.features = VAS_FEATURE_PAGEMAP_HIDE,
+		.features = VAS_FEATURE_PAGEMAP_HIDE |
+			    (vas_store_present() ? VAS_FEATURE_STORE : 0),
 	};
 
 	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
@@ -419,6 +365,14 @@ static long vas_session_ioctl(struct file *file, unsigned int cmd,
 		return vas_ioctl_open(session, uarg);
 	case VAS_IOC_COMMIT:
 		return vas_ioctl_commit(session);
+	case VAS_IOC_DRAIN:
+		return vas_ioctl_drain(uarg);
+	case VAS_IOC_STORE_LIST:
+		return vas_ioctl_store_list(uarg);
+	case VAS_IOC_STORE_LOAD:
+		return vas_ioctl_store_load(session, uarg);
+	case VAS_IOC_STORE_DELETE:
+		return vas_ioctl_store_delete(uarg);
 	default:
 		return -ENOTTY;
 	}

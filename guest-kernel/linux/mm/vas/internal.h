@@ -2,21 +2,30 @@
 /*
  * Virtual address spaces (VAS).
  *
- * A VAS owns an mm_struct that no task runs in.  Its mm is made whole by one
- * capture and never gains a page after that: it has no faults, is registered
- * neither with KSM nor with khugepaged, and its PTEs are read-only.  To reclaim,
- * migration and swapoff it is an mm like any other (mm_users > 0), so its pages
- * can be swapped, moved and split.
+ * A VAS owns an mm_struct that no task runs in.  Its VMAs are made by one
+ * capture, or loaded from the store, and never change after that.  What is in
+ * them never changes either: nothing faults there but the drain, to bring back
+ * what was swapped out; it is registered neither with KSM nor with khugepaged;
+ * its PTEs are read-only.  To reclaim, migration and swapoff it is an mm like any
+ * other (mm_users > 0), so its pages can be swapped, moved and split.
+ *
+ * Hot and cold: a VAS has all of its pages, or, while the store has them (cold),
+ * none.  They go and come as a whole, under vas->lock and the mm's mmap_lock.
+ * So who needs pages (attach, drain) holds vas->lock, or has made the VAS
+ * VAS_STORE_DRAINING, which keeps it from being evicted.
  *
  * Locks, outermost first:
  *
  *	vas_mutex		names, ids, sessions, and what VAS is registered
- *	vas->lock		one capture at a time
+ *	vas->lock		one capture, attach, fill or eviction at a time
  *	mmap_lock of the target	subclass 0
  *	mmap_lock of vas->mm	subclass VAS_LOCK_VAS
  *	mmap_lock of a stage	subclass VAS_LOCK_STAGE (see attach.c)
  *	root anon_vma rwsem	while pages change their VMA
  *	page table locks	two at once, nested as in copy_pte_range()
+ *
+ * The shrinker, which may run under any of these, takes vas->lock and the
+ * mmap_lock of a VAS only by trying.  vas_evictable_lock is a leaf.
  *
  * vas_hide_sem is a leaf under the mmap_lock of the target (PAGEMAP_SCAN holds
  * that one); nothing is taken under it.  Neither a mmap_lock nor user memory
@@ -34,8 +43,30 @@
 #include <linux/vas.h>
 #include <uapi/linux/vas.h>
 
+#include "store.h"
+
 #define VAS_LOCK_VAS	SINGLE_DEPTH_NESTING
 #define VAS_LOCK_STAGE	(SINGLE_DEPTH_NESTING + 1)
+
+/* Pages of a VAS that follow each other, in the VAS and in the store. */
+struct vas_run {
+	u64 start;
+	u64 index;			/* block or packed page of the snapshot */
+	u32 pages;
+	u32 kind;			/* VIRTIO_VAS_KIND_* */
+};
+
+/*
+ * Where the store has the pages of a VAS: runs of @snapshot, ascending, each in
+ * one VMA.  Pages in none are zero.  Constant once a VAS has it.
+ */
+struct vas_map {
+	struct virtio_vas_snapshot snapshot;
+	struct vas_run *runs;
+	size_t nr, room;
+	u64 pages;
+	u64 huge_pages;
+};
 
 /*
  * Lifetime: @pins counts the registry (from creation to deletion), every open
@@ -60,13 +91,19 @@ struct vas {
 
 	struct mutex lock;
 	/*
-	 * NULL until a capture succeeded; set once with release semantics, after
-	 * @vmas and @bytes.  Its VMA tree never changes again.
+	 * NULL until a capture or a load succeeded; set once with release
+	 * semantics, after @vmas and @bytes.  Its VMA tree never changes again.
 	 */
 	struct mm_struct *mm;
 	u64 vmas;
 	u64 bytes;
 	atomic64_t attaches;
+
+	u32 store;			/* VAS_STORE_*; written under @lock */
+	int drain_error;		/* written under @lock */
+	struct vas_map *map;		/* by @lock; while STORED or COLD */
+	atomic64_t drained;		/* pages */
+	struct list_head evictable;	/* by vas_evictable_lock; while STORED */
 };
 
 /*
@@ -102,6 +139,8 @@ static inline u64 vas_mm_counter(struct mm_struct *mm, int member)
 /* vas.c */
 extern struct mutex vas_mutex;
 
+bool vas_name_valid(const char *name);
+
 struct vas *vas_create(const char *name, umode_t mode);
 struct vas *vas_find(u64 id, const char *name);
 bool vas_may(struct vas *vas, u32 access);
@@ -125,8 +164,11 @@ int vas_share_pages(struct vm_area_struct *dst, struct vm_area_struct *src,
 void vas_count_range(struct mm_struct *mm, unsigned long start,
 		     unsigned long end, bool ptes, struct vas_pages *count);
 
-int vas_fill_ranges(struct mm_struct *mm, u64 *start,
-		    struct vas_range *ranges, u32 max);
+u32 vas_vma_prot(struct vm_area_struct *vma);
+
+/* stat.c */
+long vas_ioctl_stat(struct vas *vas, void __user *uarg);
+long vas_ioctl_ranges(struct vas *vas, void __user *uarg);
 
 /* hide.c */
 struct vas_hide;
@@ -152,5 +194,74 @@ int vas_move_prepare(struct vm_area_struct *dst, struct vm_area_struct *src);
 void vas_move_pages(struct vm_area_struct *dst, struct vm_area_struct *src);
 pmd_t *vas_next_pmd(struct mm_struct *mm, unsigned long *addr,
 		    unsigned long end);
+pmd_t *vas_alloc_pmd(struct mm_struct *mm, unsigned long addr);
+void vas_free_table(struct vm_area_struct *vma, unsigned long addr,
+		    pmd_t *pmd);
+
+/* meta.c */
+bool vas_snapshot_name_valid(const char *name);
+struct vas_map *vas_map_new(void);
+void vas_map_free(struct vas_map *map);
+int vas_map_add(struct vas_map *map, const struct vas_run *run, bool first);
+void vas_map_count(struct vas_map *map, u64 start, u64 end,
+		   struct vas_pages *count);
+int vas_meta_send(u64 handle, struct vas **vases, struct vas_map **maps,
+		  u32 count);
+
+/* What a snapshot in the store says of a VAS. */
+struct vas_loaded {
+	char name[VAS_NAME_MAX];
+	umode_t mode;
+	struct mm_struct *mm;
+	u64 vmas;
+	u64 bytes;
+	struct vas_map *map;
+};
+
+int vas_meta_parse(const void *meta, size_t len,
+		   const struct virtio_vas_snapshot *snapshot,
+		   struct vas_loaded **vases, u32 *count);
+void vas_loaded_free(struct vas_loaded *vases, u32 count);
+
+/* collect.c */
+#define VAS_BATCH_ITEMS		4096
+#define VAS_BATCH_BLOCKS	512
+
+/* A page or a huge page of a VAS. */
+struct vas_batch_item {
+	unsigned long addr;
+	struct page *page;
+	u64 index;			/* in the snapshot */
+	bool huge;
+	bool first;			/* of its VMA */
+	bool entered;			/* see drain.c */
+};
+
+struct vas_batch {
+	struct vas_batch_item *items;	/* VAS_BATCH_ITEMS */
+	u32 nr, nr_blocks;
+	unsigned long cursor;		/* where to go on */
+	bool fault;			/* bring in the page there first */
+};
+
+int vas_collect(struct vas_batch *b, struct mm_struct *mm);
+
+/* drain.c */
+long vas_ioctl_drain(void __user *uarg);
+
+/* cold.c */
+int vas_store_open_map(struct vas_map *map, u64 *handle, unsigned int flags);
+void vas_set_store(struct vas *vas, u32 store);
+void vas_forget_evictable(struct vas *vas);
+int vas_evict(struct vas *vas, u64 *pages);
+
+/* fill.c */
+int vas_fill(struct vas *vas);
+void vas_zap(struct mm_struct *mm);
+
+/* load.c */
+long vas_ioctl_store_list(void __user *uarg);
+long vas_ioctl_store_load(struct vas_session *session, void __user *uarg);
+long vas_ioctl_store_delete(void __user *uarg);
 
 #endif /* _MM_VAS_INTERNAL_H */

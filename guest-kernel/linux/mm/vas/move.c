@@ -54,7 +54,7 @@ pmd_t *vas_next_pmd(struct mm_struct *mm, unsigned long *addr,
 	return NULL;
 }
 
-static pmd_t *alloc_pmd(struct mm_struct *mm, unsigned long addr)
+pmd_t *vas_alloc_pmd(struct mm_struct *mm, unsigned long addr)
 {
 	p4d_t *p4d = p4d_alloc(mm, pgd_offset(mm, addr), addr);
 	pud_t *pud = p4d ? pud_alloc(mm, p4d, addr) : NULL;
@@ -86,12 +86,12 @@ int vas_move_prepare(struct vm_area_struct *dst, struct vm_area_struct *src)
 	for (; vas_next_pmd(src->vm_mm, &addr, end); addr = next) {
 		next = pmd_addr_end(addr, end);
 		if (fills_table(addr, next, addr + delta)) {
-			if (!alloc_pmd(mm, addr + delta))
+			if (!vas_alloc_pmd(mm, addr + delta))
 				return -ENOMEM;
 			continue;
 		}
 		for (; addr < next; addr = dst_end(addr, next, delta)) {
-			pmd_t *pmd = alloc_pmd(mm, addr + delta);
+			pmd_t *pmd = vas_alloc_pmd(mm, addr + delta);
 
 			if (!pmd)
 				return -ENOMEM;
@@ -105,8 +105,8 @@ int vas_move_prepare(struct vm_area_struct *dst, struct vm_area_struct *src)
 }
 
 /* Frees an empty page table that only @vma, locked for writing, can fill. */
-static void free_table(struct vm_area_struct *vma, unsigned long addr,
-		       pmd_t *pmd)
+void vas_free_table(struct vm_area_struct *vma, unsigned long addr,
+		    pmd_t *pmd)
 {
 	struct mm_struct *mm = vma->vm_mm;
 	spinlock_t *pml, *ptl;
@@ -137,7 +137,7 @@ static void move_table(struct vm_area_struct *dst, pmd_t *dst_pmd,
 	spinlock_t *dst_ptl, *src_ptl;
 	pmd_t pmd;
 
-	free_table(dst, addr + delta, dst_pmd);
+	vas_free_table(dst, addr + delta, dst_pmd);
 
 	dst_ptl = pmd_lock(mm, dst_pmd);
 	src_ptl = pmd_lockptr(src_mm, src_pmd);

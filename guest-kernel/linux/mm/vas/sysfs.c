@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * /sys/kernel/vas/<id>/{name,mode,user,group,state,created,vmas,bytes,pages,
- * huge_pages}: what there is, for everybody to see.
+ * huge_pages,store,drained_pages,drain_error}: what there is, for everybody to see.
  */
 #include <linux/init.h>
 #include <linux/mmap_lock.h>
@@ -68,10 +68,26 @@ static ssize_t state_show(struct vas *vas, char *buf)
 }
 static const struct vas_attribute state_attr = __ATTR_RO(state);
 
+static ssize_t store_show(struct vas *vas, char *buf)
+{
+	static const char * const states[] = {
+		[VAS_STORE_HOT] = "hot",
+		[VAS_STORE_DRAINING] = "draining",
+		[VAS_STORE_STORED] = "stored",
+		[VAS_STORE_COLD] = "cold",
+	};
+
+	return sysfs_emit(buf, "%s\n", states[READ_ONCE(vas->store)]);
+}
+static const struct vas_attribute store_attr = __ATTR_RO(store);
+VAS_ATTR(drained_pages, "%lld", atomic64_read(&vas->drained));
+VAS_ATTR(drain_error, "%d", READ_ONCE(vas->drain_error));
+
 static const struct attribute *const vas_attrs[] = {
 	&name_attr.attr, &mode_attr.attr, &user_attr.attr, &group_attr.attr,
 	&state_attr.attr, &created_attr.attr, &vmas_attr.attr,
 	&bytes_attr.attr, &pages_attr.attr, &huge_pages_attr.attr,
+	&store_attr.attr, &drained_pages_attr.attr, &drain_error_attr.attr,
 	NULL,
 };
 

@@ -24,7 +24,7 @@ DEFINE_MUTEX(vas_mutex);
 static DEFINE_XARRAY(vas_registry);	/* by id; vas_mutex */
 static u64 vas_last_id;			/* vas_mutex */
 
-static bool vas_name_valid(const char *name)
+bool vas_name_valid(const char *name)
 {
 	size_t i, len = strnlen(name, VAS_NAME_MAX);
 
@@ -76,6 +76,7 @@ struct vas *vas_create(const char *name, umode_t mode)
 	vas->created_ns = ktime_get_real_ns();
 	INIT_LIST_HEAD(&vas->session_node);
 	mutex_init(&vas->lock);
+	INIT_LIST_HEAD(&vas->evictable);
 
 	vas_sysfs_init(vas);
 	err = vas_sysfs_add(vas);
@@ -124,7 +125,12 @@ void vas_put(struct vas *vas)
 {
 	if (!refcount_dec_and_test(&vas->pins))
 		return;
-	if (vas->mm)
+	vas_forget_evictable(vas);
+	vas_map_free(vas->map);
+	/* In reclaim (see cold.c) no mmap_lock may be waited for. */
+	if (vas->mm && current->flags & PF_MEMALLOC)
+		mmput_async(vas->mm);
+	else if (vas->mm)
 		mmput(vas->mm);
 	kobject_put(&vas->kobj);
 }
@@ -313,43 +319,9 @@ void vas_count_range(struct mm_struct *mm, unsigned long start,
 	walk_page_range(mm, start, end, &ops, &counter);
 }
 
-static u32 vma_prot(struct vm_area_struct *vma)
+u32 vas_vma_prot(struct vm_area_struct *vma)
 {
 	return (vma->vm_flags & VM_READ ? PROT_READ : 0) |
 	       (vma->vm_flags & VM_WRITE ? PROT_WRITE : 0) |
 	       (vma->vm_flags & VM_EXEC ? PROT_EXEC : 0);
-}
-
-/*
- * Fills @ranges from *@start on, and sets that to where to go on (0: no more).
- * Not into user memory: a fault would take another mmap_lock inside the VAS's.
- */
-int vas_fill_ranges(struct mm_struct *mm, u64 *start,
-			   struct vas_range *ranges, u32 max)
-{
-	VMA_ITERATOR(vmi, mm, *start);
-	struct vm_area_struct *vma;
-	u32 n = 0;
-
-	if (mmap_read_lock_killable(mm))
-		return -EINTR;
-	*start = 0;
-	for_each_vma(vmi, vma) {
-		struct vas_pages count = {};
-
-		if (n == max) {
-			*start = vma->vm_start;
-			break;
-		}
-		vas_count_range(mm, vma->vm_start, vma->vm_end, true, &count);
-		ranges[n++] = (struct vas_range) {
-			.start = vma->vm_start,
-			.end = vma->vm_end,
-			.pages = count.present,
-			.prot = vma_prot(vma),
-			.flags = count.huge ? VAS_RANGE_HUGE : 0,
-		};
-	}
-	mmap_read_unlock(mm);
-	return n;
 }

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Turning cold: letting go of the pages of a VAS that the store has, on request
+ * or under memory pressure.
+ *
+ * Nothing that a live task sees changes: its own mappings keep the pages that it
+ * shares with the VAS.
+ */
+#include <linux/init.h>
+#include <linux/mmap_lock.h>
+#include <linux/sched/mm.h>
+#include <linux/shrinker.h>
+
+#include "internal.h"
+
+static DEFINE_SPINLOCK(vas_evictable_lock);
+static LIST_HEAD(vas_evictable);	/* what is STORED; by vas_evictable_lock */
+
+/* The caller holds vas->lock. */
+void vas_set_store(struct vas *vas, u32 store)
+{
+	lockdep_assert_held(&vas->lock);
+	WRITE_ONCE(vas->store, store);
+	spin_lock(&vas_evictable_lock);
+	list_del_init(&vas->evictable);
+	if (store == VAS_STORE_STORED)
+		list_add_tail(&vas->evictable, &vas_evictable);
+	spin_unlock(&vas_evictable_lock);
+}
+
+/* Of a VAS that is without pins. */
+void vas_forget_evictable(struct vas *vas)
+{
+	spin_lock(&vas_evictable_lock);
+	list_del_init(&vas->evictable);
+	spin_unlock(&vas_evictable_lock);
+}
+
+/*
+ * Opens the snapshot that @map is of.  -ENOENT where it is no longer there; one
+ * of the same name that came later is another.
+ */
+int vas_store_open_map(struct vas_map *map, u64 *handle, unsigned int flags)
+{
+	struct virtio_vas_snapshot now, *then = &map->snapshot;
+	int err = vas_store_open(then->name, handle, &now, flags);
+
+	if (err)
+		return err;
+	if (now.created_ns == then->created_ns &&
+	    now.meta_bytes == then->meta_bytes &&
+	    now.blocks == then->blocks &&
+	    now.packed_pages == then->packed_pages)
+		return 0;
+	vas_store_simple(VIRTIO_VAS_OP_CLOSE, *handle, flags);
+	return -ENOENT;
+}
+
+/* Makes sure that the store still has it.  If not, the VAS is hot for good. */
+static int evict_check(struct vas *vas, unsigned int flags)
+{
+	u64 handle;
+	int err = vas_store_open_map(vas->map, &handle, flags);
+
+	if (!err) {
+		vas_store_simple(VIRTIO_VAS_OP_CLOSE, handle, VAS_CALL_URGENT);
+	} else if (err == -ENOENT) {
+		vas_set_store(vas, VAS_STORE_HOT);
+		vas_map_free(vas->map);
+		vas->map = NULL;
+		atomic64_set(&vas->drained, 0);
+	}
+	return err;
+}
+
+static void evict_locked(struct vas *vas, u64 *pages)
+{
+	*pages = vas_mm_counter(vas->mm, MM_ANONPAGES);
+	vas_zap(vas->mm);
+	vas_set_store(vas, VAS_STORE_COLD);
+}
+
+/* The caller holds vas->lock. */
+int vas_evict(struct vas *vas, u64 *pages)
+{
+	int err;
+
+	lockdep_assert_held(&vas->lock);
+	*pages = 0;
+	if (!vas->mm)
+		return -ENODATA;
+	switch (vas->store) {
+	case VAS_STORE_COLD:
+		return 0;
+	case VAS_STORE_DRAINING:
+		return -EBUSY;
+	case VAS_STORE_HOT:
+		return -ENOENT;
+	}
+	err = evict_check(vas, VAS_CALL_URGENT | VAS_CALL_KILLABLE);
+	if (err)
+		return err;
+	mmap_read_lock(vas->mm);
+	evict_locked(vas, pages);
+	mmap_read_unlock(vas->mm);
+	return 0;
+}
+
+/* --- The shrinker --- */
+
+/*
+ * It may be called with any lock held that memory is allocated under, so it
+ * waits for no lock of ours.  It does wait for the device, as swapping does: on
+ * the queue where no request takes long, and what it allocates for that comes
+ * from the reserves (PF_MEMALLOC), so it does not recurse.  A fill allocates
+ * with GFP_NOFS, and so never gets here.
+ */
+static u64 shrink_vas(struct vas *vas)
+{
+	u64 pages = 0;
+
+	if (!mutex_trylock(&vas->lock))
+		return 0;
+	if (vas->store == VAS_STORE_STORED &&
+	    !evict_check(vas, VAS_CALL_URGENT) &&
+	    mmap_read_trylock(vas->mm)) {
+		evict_locked(vas, &pages);
+		mmap_read_unlock(vas->mm);
+	}
+	mutex_unlock(&vas->lock);
+	return pages;
+}
+
+/* The next one to try, pinned; NULL: none, or it is just going away. */
+static struct vas *next_evictable(void)
+{
+	struct vas *vas;
+
+	spin_lock(&vas_evictable_lock);
+	vas = list_first_entry_or_null(&vas_evictable, struct vas, evictable);
+	if (vas) {
+		list_move_tail(&vas->evictable, &vas_evictable);
+		if (!refcount_inc_not_zero(&vas->pins))
+			vas = NULL;
+	}
+	spin_unlock(&vas_evictable_lock);
+	return vas;
+}
+
+static unsigned long evictable(unsigned long *vases)
+{
+	unsigned long pages = 0;
+	struct vas *vas;
+
+	*vases = 0;
+	spin_lock(&vas_evictable_lock);
+	list_for_each_entry(vas, &vas_evictable, evictable) {
+		pages += get_mm_counter(vas->mm, MM_ANONPAGES);
+		++*vases;
+	}
+	spin_unlock(&vas_evictable_lock);
+	return pages;
+}
+
+static unsigned long vas_shrink_count(struct shrinker *shrinker,
+				      struct shrink_control *sc)
+{
+	unsigned long vases;
+
+	return evictable(&vases) ?: SHRINK_EMPTY;
+}
+
+/* Whole VASes, until enough pages went. */
+static unsigned long vas_shrink_scan(struct shrinker *shrinker,
+				     struct shrink_control *sc)
+{
+	unsigned long freed = 0, tries;
+
+	if ((sc->gfp_mask & GFP_KERNEL) != GFP_KERNEL)
+		return SHRINK_STOP;
+	evictable(&tries);
+	for (; tries && freed < sc->nr_to_scan; tries--) {
+		struct vas *vas = next_evictable();
+
+		if (!vas)
+			continue;
+		freed += shrink_vas(vas);
+		vas_put(vas);
+	}
+	sc->nr_scanned = max(freed, sc->nr_to_scan);
+	return freed ?: SHRINK_STOP;
+}
+
+static int __init vas_shrinker_init(void)
+{
+	struct shrinker *shrinker = shrinker_alloc(0, "vas");
+
+	if (!shrinker)
+		return -ENOMEM;
+	shrinker->count_objects = vas_shrink_count;
+	shrinker->scan_objects = vas_shrink_scan;
+	/* A VAS goes as a whole: not at the first whiff of pressure. */
+	shrinker->batch = SZ_32M / PAGE_SIZE;
+	shrinker_register(shrinker);
+	return 0;
+}
+core_initcall(vas_shrinker_init);

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The store's snapshots: listing, removing, and loading them, which makes cold
+ * VASes.
+ */
+#include <linux/capability.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "internal.h"
+
+/* --- List --- */
+
+static void to_user_snapshot(struct vas_store_snapshot *to,
+			     const struct virtio_vas_snapshot *from)
+{
+	*to = (struct vas_store_snapshot) {
+		.created_ns = le64_to_cpu(from->created_ns),
+		.meta_bytes = le64_to_cpu(from->meta_bytes),
+		.blocks = le64_to_cpu(from->blocks),
+		.packed_pages = le64_to_cpu(from->packed_pages),
+		.bytes = le64_to_cpu(from->bytes),
+	};
+	strscpy(to->name, from->name);
+}
+
+#define LIST_BATCH	64
+
+/* Up to LIST_BATCH after the first @skip; how many. */
+static int list_some(u64 skip, struct virtio_vas_snapshot *snapshots,
+		     u64 *total)
+{
+	struct vas_call call = {
+		.op = VIRTIO_VAS_OP_LIST, .arg = skip,
+		.out = snapshots, .out_len = LIST_BATCH * sizeof(*snapshots),
+	};
+	int err = vas_store_call(&call, VAS_CALL_KILLABLE);
+
+	*total = call.value;
+	return err ?: min(call.done, call.out_got / sizeof(*snapshots));
+}
+
+long vas_ioctl_store_list(void __user *uarg)
+{
+	struct virtio_vas_snapshot *snapshots;
+	struct vas_store_snapshot __user *to;
+	struct vas_store_list arg;
+	u32 filled = 0;
+	int n;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	if (arg.reserved)
+		return -EINVAL;
+	if (!vas_store_present())
+		return -EOPNOTSUPP;
+	snapshots = kvmalloc_array(LIST_BATCH, sizeof(*snapshots),
+				   GFP_KERNEL_ACCOUNT);
+	if (!snapshots)
+		return -ENOMEM;
+	to = u64_to_user_ptr(arg.snapshots);
+	do {
+		n = list_some(arg.skip + filled, snapshots, &arg.total);
+		for (int i = 0; i < n && filled < arg.count; i++) {
+			struct vas_store_snapshot one;
+
+			to_user_snapshot(&one, &snapshots[i]);
+			if (copy_to_user(&to[filled++], &one, sizeof(one)))
+				n = -EFAULT;
+		}
+	} while (n > 0 && filled < arg.count);
+	kvfree(snapshots);
+	if (n < 0)
+		return n;
+	arg.count = filled;
+	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
+/* --- Delete --- */
+
+long vas_ioctl_store_delete(void __user *uarg)
+{
+	struct virtio_vas_name name = {};
+	struct vas_call call = {
+		.op = VIRTIO_VAS_OP_DELETE, .in = &name, .in_len = sizeof(name),
+	};
+	struct vas_store_delete arg;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	if (arg.flags || arg.reserved || !vas_snapshot_name_valid(arg.name))
+		return -EINVAL;
+	if (!capable(CAP_DAC_OVERRIDE))
+		return -EPERM;
+	if (!vas_store_present())
+		return -EOPNOTSUPP;
+	strscpy(name.name, arg.name);
+	return vas_store_call(&call, VAS_CALL_KILLABLE);
+}
+
+/* --- Load --- */
+
+static int fetch(u64 handle, void *meta, size_t len)
+{
+	struct vas_call call = { .op = VIRTIO_VAS_OP_FETCH, .handle = handle };
+	int err;
+
+	for (; call.arg < len; call.arg += call.done) {
+		call.out = meta + call.arg;
+		call.out_len = min(len - call.arg, VAS_STORE_CHUNK);
+		err = vas_store_call(&call, VAS_CALL_KILLABLE);
+		if (err)
+			return err;
+		if (!call.done || call.done > call.out_got)
+			return -EBADMSG;
+	}
+	return 0;
+}
+
+/* What snapshot @name is made of, checked. */
+static int load_read(const char *name, struct vas_loaded **vases, u32 *count)
+{
+	struct virtio_vas_snapshot info;
+	u64 handle, len;
+	void *meta;
+	int err;
+
+	err = vas_store_open(name, &handle, &info, VAS_CALL_KILLABLE);
+	if (err)
+		return err;
+	err = -EBADMSG;
+	len = le64_to_cpu(info.meta_bytes);
+	if (!len || len > (u64)VIRTIO_VAS_MAX_META * SZ_1M)
+		goto out_close;
+	err = -ENOMEM;
+	meta = kvmalloc(len, GFP_KERNEL_ACCOUNT);
+	if (!meta)
+		goto out_close;
+	err = fetch(handle, meta, len);
+	err = err ?: vas_meta_parse(meta, len, &info, vases, count);
+	kvfree(meta);
+out_close:
+	vas_store_simple(VIRTIO_VAS_OP_CLOSE, handle, 0);
+	return err;
+}
+
+/*
+ * A cold VAS of what was loaded.  Under vas_mutex, so that nobody finds it before
+ * it is whole.
+ */
+static struct vas *load_create(struct vas_session *session,
+			       struct vas_loaded *loaded)
+{
+	struct vas *vas = vas_create(loaded->name, loaded->mode);
+
+	if (IS_ERR(vas))
+		return vas;
+	list_add_tail(&vas->session_node, &session->vases);
+	vas->vmas = loaded->vmas;
+	vas->bytes = loaded->bytes;
+	vas->map = loaded->map;
+	atomic64_set(&vas->drained, vas->map->pages);
+	vas->store = VAS_STORE_COLD;
+	/* All before @mm; pairs with vas_mm(). */
+	smp_store_release(&vas->mm, loaded->mm);
+	loaded->map = NULL;
+	loaded->mm = NULL;
+	return vas;
+}
+
+/* All or none; what is in @made then is pinned. */
+static int load_create_all(struct vas_session *session,
+			   struct vas_loaded *loaded, u32 count,
+			   struct vas **made)
+{
+	u32 n;
+	int err = 0;
+
+	mutex_lock(&vas_mutex);
+	for (n = 0; n < count; n++) {
+		made[n] = load_create(session, &loaded[n]);
+		if (IS_ERR(made[n])) {
+			err = PTR_ERR(made[n]);
+			break;
+		}
+		vas_get(made[n]);
+	}
+	mutex_unlock(&vas_mutex);
+	if (!err)
+		return 0;
+	while (n) {
+		vas_delete(made[--n], true);
+		vas_put(made[n]);
+	}
+	return err;
+}
+
+/* @made are pinned; on failure none of them stays. */
+static int load_tell(struct vas **made, u32 count, struct vas_store_load *arg,
+		     void __user *uarg)
+{
+	u64 __user *ids = u64_to_user_ptr(arg->ids);
+	int err = 0;
+
+	for (u32 i = 0; i < min(count, arg->count) && !err; i++)
+		err = put_user(made[i]->id, &ids[i]);
+	arg->count = count;
+	if (!err && copy_to_user(uarg, arg, sizeof(*arg)))
+		err = -EFAULT;
+	for (u32 i = 0; i < count; i++) {
+		if (err)
+			vas_delete(made[i], true);
+		vas_put(made[i]);
+	}
+	return err;
+}
+
+long vas_ioctl_store_load(struct vas_session *session, void __user *uarg)
+{
+	struct vas_loaded *loaded;
+	struct vas_store_load arg;
+	struct vas **made;
+	u32 count;
+	long err;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	if (arg.flags || arg.reserved[0] || arg.reserved[1] ||
+	    !vas_snapshot_name_valid(arg.name))
+		return -EINVAL;
+	if (!capable(CAP_DAC_OVERRIDE))
+		return -EPERM;
+	if (!vas_store_present())
+		return -EOPNOTSUPP;
+	err = load_read(arg.name, &loaded, &count);
+	if (err)
+		return err;
+	err = -ENOMEM;
+	made = kvmalloc_array(count, sizeof(*made), GFP_KERNEL_ACCOUNT);
+	if (made)
+		err = load_create_all(session, loaded, count, made);
+	if (!err)
+		err = load_tell(made, count, &arg, uarg);
+	kvfree(made);
+	vas_loaded_free(loaded, count);
+	return err;
+}
