@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Many at once: drains, evictions, attaches, loads and deletions, while memory is
+ * reclaimed and swapped.  Whatever comes back is what was captured.
+ */
+#include "vas_pair.h"
+
+#define WORKERS	4
+#define ROUNDS	12
+#define SMALL	(BASE + 16 * MiB)
+
+static long t_map_both(ulong a, ulong b, ulong c)
+{
+	return t_map_huge(BASE, 4 * MiB, RW) ?: t_map(SMALL, MiB, RW);
+}
+
+static long t_fill_both(ulong seed, ulong b, ulong c)
+{
+	return t_fill(BASE, 4 * MiB, seed) ?: t_fill(SMALL, MiB, seed);
+}
+
+static long t_check_both(ulong seed, ulong b, ulong c)
+{
+	return t_check(BASE, 4 * MiB, seed) + t_check(SMALL, MiB, seed);
+}
+
+/* Whole, wherever it is now; how many pages are wrong, or -errno. */
+static long attach_and_check(int fd, ulong seed)
+{
+	struct target u = target_new();
+	long ret = tcall(&u, t_map_both, 0, 0, 0) ?:
+		   vas_attach(fd, u.pid, BASE, 4 * MiB, BASE, NULL) ?:
+		   vas_attach(fd, u.pid, SMALL, MiB, SMALL, NULL) ?:
+		   tcall(&u, t_check_both, seed, 0, 0) ?:
+		   tcall(&u, t_fill_both, seed + 1, 0, 0);
+
+	target_kill(&u);
+	return ret;
+}
+
+static int evict(int fd)
+{
+	struct vas_evict arg = {};
+
+	return ret_errno(ioctl(fd, VAS_IOC_EVICT, &arg));
+}
+
+/* One VAS through all that there is; 0, or the line where it went wrong. */
+static int round_trip(struct target *t, int worker, int n)
+{
+	struct vas_drain drain = { .count = 1, .flags = n % 2 };
+	struct vas_store_delete del = {};
+	struct vas_store_load load = {};
+	ulong seed = worker * 1000 + n * 2;
+	char name[64];
+	struct vas_stat st;
+	uint64_t id;
+	int s = vas_session(), fd;
+
+	snprintf(name, sizeof(name), "stress-%d-%d-%d", getpid(), worker, n);
+	strcpy(drain.name, name);
+	strcpy(del.name, name);
+	strcpy(load.name, name);
+	if (tcall(t, t_fill_both, seed, 0, 0))
+		return __LINE__;
+	fd = vas_create(s, name, 0600, &id);
+	if (fd < 0 || vas_capture(fd, t->pid, 0, NULL))
+		return __LINE__;
+	drain.ids = (ulong)&id;
+	if (ioctl(s, VAS_IOC_DRAIN, &drain))
+		return __LINE__;
+	if (tcall(t, t_fill_both, seed + 1, 0, 0) || attach_and_check(fd, seed))
+		return __LINE__;
+	do {
+		usleep(1000);
+		if (vas_stat(fd, &st))
+			return __LINE__;
+	} while (st.store == VAS_STORE_DRAINING);
+	if (st.store == VAS_STORE_HOT)
+		return __LINE__;
+	for (int i = 0; i < 3; i++)
+		if (evict(fd) || attach_and_check(fd, seed))
+			return __LINE__;
+	if (tcall(t, t_check_both, seed + 1, 0, 0) || vas_delete(fd, 0))
+		return __LINE__;
+	close(fd);
+	if (ioctl(s, VAS_IOC_STORE_LOAD, &load))
+		return __LINE__;
+	fd = vas_open(s, 0, name, VAS_ACCESS_READ | VAS_ACCESS_WRITE);
+	if (fd < 0 || attach_and_check(fd, seed) || attach_and_check(fd, seed))
+		return __LINE__;
+	if (ioctl(s, VAS_IOC_STORE_DELETE, &del))
+		return __LINE__;
+	close(fd);
+	close(s);
+	return 0;
+}
+
+static int work(int worker)
+{
+	struct target t = target_new();
+	int bad = tcall(&t, t_map_both, 0, 0, 0) ? __LINE__ : 0;
+
+	for (int n = 0; n < ROUNDS && !bad; n++)
+		bad = round_trip(&t, worker, n);
+	target_kill(&t);
+	return bad;
+}
+
+static void reclaim_for_ever(void)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;) {
+		write_file("/proc/sys/vm/drop_caches", "2");
+		write_file("/sys/fs/cgroup/memory.reclaim", "8M swappiness=200");
+		write_file("/proc/sys/vm/compact_memory", "1");
+		usleep(50000);
+	}
+}
+
+TEST(what_comes_back_is_what_was_captured)
+{
+	pid_t pids[WORKERS], reclaimer;
+	int session = vas_session();
+	struct vas_info info = {};
+
+	ioctl(session, VAS_IOC_INFO, &info);
+	if (!(info.features & VAS_FEATURE_STORE))
+		SKIP(return, "no store");
+	if (kernel_has("/sys/block/zram0")) {
+		swap_off();
+		ASSERT_EQ(0, swap_on());
+	}
+	reclaimer = fork();
+	if (!reclaimer)
+		reclaim_for_ever();
+	for (int i = 0; i < WORKERS; i++) {
+		pids[i] = fork();
+		if (!pids[i])
+			_exit(work(i));
+	}
+	for (int i = 0; i < WORKERS; i++) {
+		int status;
+
+		ASSERT_EQ(pids[i], waitpid(pids[i], &status, 0));
+		EXPECT_EQ(0, status) TH_LOG("worker %d: line %d", i, WEXITSTATUS(status));
+	}
+	kill(reclaimer, SIGKILL);
+	waitpid(reclaimer, NULL, 0);
+	swap_off();
+}
+
+TEST_HARNESS_MAIN
