@@ -3,12 +3,11 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::options;
 use crate::report::{ENV_NAME, ENV_REPORT, Report};
@@ -120,8 +119,8 @@ impl Run<'_> {
         command
     }
 
-    /// Runs it to its end. What a terminal sends does not stop it halfway: we
-    /// ignore it meanwhile, and it is blocked for CRIU.
+    /// Runs it to its end. What a terminal sends does not stop it halfway: it
+    /// and we ignore it meanwhile.
     ///
     /// # Errors
     /// See [`Error`]; the plugin's reason comes first.
@@ -131,9 +130,10 @@ impl Run<'_> {
             return Err(Error::NoPlugin(plugin));
         }
         let quiet = Quiet::new();
-        let mut command = self.command();
-        block_in_child(&mut command);
-        let status = command.status().map_err(|e| Error::Start(program(), e))?;
+        let status = self
+            .command()
+            .status()
+            .map_err(|e| Error::Start(program(), e))?;
         drop(quiet);
         let report = Report::load(&self.report_path());
         let _ = fs::remove_file(self.report_path());
@@ -176,15 +176,11 @@ fn telling(log: &str) -> Vec<String> {
     lines
 }
 
-/// What a terminal, or a system that goes down, sends.
-const FROM_OUTSIDE: [Signal; 4] = [
-    Signal::SIGINT,
-    Signal::SIGTERM,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-];
+/// What a terminal sends. Not SIGTERM: CRIU ends its own helper, which moves tasks into
+/// their cgroups, by it, and would wait for ever for a helper that has inherited to ignore it.
+const FROM_A_TERMINAL: [Signal; 3] = [Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 
-/// While it lives, this process ignores what comes from outside.
+/// While it lives, this process and its new children ignore what a terminal sends.
 struct Quiet(Vec<(Signal, SigHandler)>);
 
 impl Quiet {
@@ -195,24 +191,8 @@ impl Quiet {
                 .ok()
                 .map(|old| (s, old))
         };
-        Self(FROM_OUTSIDE.into_iter().filter_map(ignore).collect())
+        Self(FROM_A_TERMINAL.into_iter().filter_map(ignore).collect())
     }
-}
-
-/// CRIU must not inherit that: it ends its own helper, which moves tasks into their
-/// cgroups, by SIGTERM, and waits for it. The helper unblocks the signal for this, but
-/// nothing would make it heed an ignored one.
-fn block_in_child(command: &mut Command) {
-    let block = || {
-        for s in FROM_OUTSIDE {
-            // SAFETY: SIG_DFL runs no code.
-            unsafe { signal(s, SigHandler::SigDfl) }?;
-        }
-        SigSet::from_iter(FROM_OUTSIDE).thread_block()?;
-        Ok(())
-    };
-    // SAFETY: sigaction and sigprocmask are async-signal-safe, and nothing is allocated.
-    unsafe { command.pre_exec(block) };
 }
 
 impl Drop for Quiet {
