@@ -2,15 +2,15 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{Read, Seek, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use mvas_agent::client::{ClientError, ExecIo, Session};
+use mvas_agent::client::{ClientError, ExecIo, Session, vsock_stream};
 use mvas_agent::protocol::{
     CommandEnd, Exec, FailureKind, Frame, Hello, Link, LinkError, OsText, Reply, Request,
     ShutdownKind, Stream, WindowSize,
@@ -525,6 +525,23 @@ fn a_hostile_guest_gets_no_more_than_its_credit() {
             "{error:?}"
         );
     }
+}
+
+#[test]
+fn a_connection_over_vsock_may_be_silent_for_ever() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("vsock.sock");
+    let listener = UnixListener::bind(&path).expect("listen");
+    let guest = thread::spawn(move || {
+        let (mut peer, _) = listener.accept().expect("accept");
+        let mut line = String::new();
+        BufReader::new(&peer).read_line(&mut line).expect("a line");
+        writeln!(peer, "OK 1").expect("an answer");
+        line
+    });
+    let stream = vsock_stream(&path, 52, PATIENCE).expect("a stream");
+    assert_eq!(guest.join().expect("no panic"), "CONNECT 52\n");
+    assert_eq!(stream.read_timeout().expect("an option"), None);
 }
 
 proptest! {

@@ -221,6 +221,8 @@ pub fn vsock_stream(
     }
     let answer = String::from_utf8_lossy(&answer).into_owned();
     if answer.starts_with("OK ") && answer.ends_with('\n') {
+        // A command may be silent for as long as it likes.
+        stream.set_read_timeout(None).map_err(connect)?;
         Ok(stream)
     } else {
         Err(ClientError::Refused { port, answer })
