@@ -43,7 +43,7 @@ for t in "$@"; do
 	*) result "not ok" "$t # exit status $rc" ;;
 	esac
 done
-if dmesg | grep -E 'WARNING|BUG|KASAN|lockdep|Oops|Bad rss|Bad page|possible (recursive|circular)|hung_task|general protection'; then
+if dmesg | grep -E 'WARNING|BUG|KASAN|inconsistent lock state|INFO: (lockdep|trying|task)|Oops|Bad rss|Bad page|possible (recursive|circular)|general protection'; then
 	result "not ok" "kernel log"
 else
 	result ok "kernel log"
