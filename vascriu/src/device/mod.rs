@@ -1,22 +1,25 @@
-//! `/dev/vas`, safely: the [`Session`] and the [`VasFile`].
+//! `/dev/vas`, safely: the [`Session`], what it says of the snapshot store, and the
+//! [`VasFile`].
 //!
 //! `guest-kernel/linux/include/uapi/linux/vas.h` defines what every call means.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use mvas_abi::vas::{
-    VAS_ABI_VERSION, VAS_FEATURE_PAGEMAP_HIDE, VAS_IOC_ATTACH, VAS_IOC_CAPTURE, VAS_IOC_COMMIT,
-    VAS_IOC_CREATE, VAS_IOC_DELETE, VAS_IOC_INFO, VAS_IOC_OPEN, VAS_IOC_RANGES, VAS_IOC_STAT,
-    VAS_NAME_MAX, VasAttach, VasCapture, VasCreate, VasDelete, VasInfo, VasOpen, VasRange,
-    VasRanges, VasStat,
+    VAS_ABI_VERSION, VAS_FEATURE_PAGEMAP_HIDE, VAS_IOC_COMMIT, VAS_IOC_CREATE, VAS_IOC_INFO,
+    VAS_IOC_OPEN, VAS_NAME_MAX, VasCreate, VasInfo, VasOpen,
 };
-pub use mvas_abi::vas::{
-    VAS_ACCESS_READ, VAS_ACCESS_WRITE, VAS_CAPTURE_HIDE, VAS_DELETE_FORCE, VAS_STATE_COMMITTED,
-};
+pub use mvas_abi::vas::{VAS_ACCESS_READ, VAS_ACCESS_WRITE};
 use serde::{Deserialize, Serialize};
+
+mod store;
+mod vas;
+
+pub use store::StoredSnapshot;
+pub use vas::{Attached, Captured, Kept, Range, Stat, VasFile};
 
 /// The device.
 pub const DEVICE: &str = "/dev/vas";
@@ -58,6 +61,36 @@ pub enum Error {
         /// Its id or name.
         vas: String,
     },
+    /// There is no snapshot store.
+    #[error(
+        "this microVM has no snapshot store: snapshots stay in the guest (`mvasvm run --store`, `vascriu check`)"
+    )]
+    NoStore,
+    /// The store has no such snapshot, or it was not granted to this microVM.
+    #[error("the snapshot store has no `{0}` for this microVM")]
+    NotStored(String),
+    /// The store's snapshot names cannot be used again.
+    #[error(
+        "the snapshot store has a `{0}` already, perhaps of another microVM: choose another name"
+    )]
+    StoreHas(String),
+    /// The store's limit, or its file system's.
+    #[error("the snapshot store is full: remove snapshots, or give it more (`--store-limit`)")]
+    StoreFull,
+    /// A VAS that the store does not have, or not yet, cannot turn cold.
+    #[error("VAS {vas} is {} in the store: it stays in memory", how(.draining))]
+    NotInStore {
+        /// Its name.
+        vas: String,
+        /// On its way there.
+        draining: bool,
+    },
+    /// A cold VAS whose snapshot is no more.
+    #[error("VAS {vas} was in the snapshot store only, and is no longer there")]
+    Lost {
+        /// Its name.
+        vas: String,
+    },
     /// Any other refusal.
     #[error("{call} on {what} failed")]
     Call {
@@ -69,6 +102,10 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+}
+
+fn how(draining: &bool) -> &'static str {
+    if *draining { "not completely" } else { "not" }
 }
 
 /// A VAS's id: never 0, never used again until reboot.
@@ -150,13 +187,7 @@ impl Session {
     /// Another interface version.
     pub fn adopt(fd: OwnedFd) -> Result<Self, Error> {
         let session = Self(fd);
-        let mut info = VasInfo::default();
-        // SAFETY: INFO takes a VasInfo, which holds no pointers.
-        unsafe { ioctl(session.0.as_fd(), VAS_IOC_INFO, &mut info) }.map_err(|e| Error::Call {
-            call: "INFO",
-            what: DEVICE.into(),
-            source: e,
-        })?;
+        let info = session.info()?;
         if info.abi_version != VAS_ABI_VERSION {
             return Err(Error::Version {
                 found: info.abi_version,
@@ -166,6 +197,17 @@ impl Session {
             return Err(Error::NoHide);
         }
         Ok(session)
+    }
+
+    fn info(&self) -> Result<VasInfo, Error> {
+        let mut info = VasInfo::default();
+        // SAFETY: INFO takes a VasInfo, which holds no pointers.
+        unsafe { ioctl(self.0.as_fd(), VAS_IOC_INFO, &mut info) }.map_err(|e| Error::Call {
+            call: "INFO",
+            what: DEVICE.into(),
+            source: e,
+        })?;
+        Ok(info)
     }
 
     /// Creates an empty, transient VAS with permission bits `mode`.
@@ -244,256 +286,6 @@ impl Session {
                 what: DEVICE.into(),
                 source: e,
             })
-    }
-}
-
-/// What a capture did, in 4 KiB pages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Captured {
-    /// VMAs.
-    pub vmas: u64,
-    /// Resident pages now shared.
-    pub pages: u64,
-    /// Of these, in huge pages.
-    pub huge_pages: u64,
-    /// Swapped pages now shared.
-    pub swap_pages: u64,
-    /// Pinned pages that had to be copied.
-    pub copied_pages: u64,
-}
-
-/// What an attach did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Attached {
-    /// VMAs.
-    pub vmas: u64,
-    /// Resident 4 KiB pages now shared.
-    pub pages: u64,
-}
-
-/// What a VAS is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Stat {
-    /// Its id.
-    pub id: VasId,
-    /// Its name.
-    pub name: String,
-    /// Permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Owning group.
-    pub gid: u32,
-    /// Lives until it is deleted.
-    pub committed: bool,
-    /// Nanoseconds since the epoch.
-    pub created_ns: u64,
-    /// VMAs.
-    pub vmas: u64,
-    /// Sum of the lengths of its VMAs.
-    pub bytes: u64,
-    /// Resident 4 KiB pages.
-    pub pages: u64,
-    /// Of these, in huge pages.
-    pub huge_pages: u64,
-    /// Swapped pages.
-    pub swap_pages: u64,
-    /// Attaches since it was created.
-    pub attaches: u64,
-    /// Open VAS files, the asker's included.
-    pub users: u64,
-}
-
-/// One VMA of a VAS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Range {
-    /// First address.
-    pub start: u64,
-    /// End, exclusive.
-    pub end: u64,
-    /// Resident 4 KiB pages.
-    pub pages: u64,
-    /// `PROT_*` at the time of the capture.
-    pub prot: u32,
-    /// Holds huge pages.
-    pub huge: bool,
-}
-
-/// An open VAS. It pins the VAS's memory.
-#[derive(Debug)]
-pub struct VasFile {
-    fd: OwnedFd,
-    name: String,
-}
-
-impl VasFile {
-    /// Takes the descriptor that an ioctl has just returned.
-    fn adopt(fd: i32, name: String) -> Self {
-        // SAFETY: the kernel has just made this descriptor for us (CREATE and
-        // OPEN return a new VAS file), so nobody else owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Self { fd, name }
-    }
-
-    /// The VAS's name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn failed(&self, call: &'static str, source: io::Error) -> Error {
-        match source.raw_os_error() {
-            Some(libc::EBUSY) if call == "DELETE" => Error::Busy {
-                vas: self.name.clone(),
-            },
-            _ => Error::Call {
-                call,
-                what: format!("VAS {}", self.name),
-                source,
-            },
-        }
-    }
-
-    /// Shares all eligible memory of the task with this empty VAS, and with
-    /// `hide` keeps it out of the task's PAGEMAP_SCAN until the session closes.
-    ///
-    /// # Errors
-    /// The target is gone or may not be traced, or memory is short; then
-    /// nothing happened.
-    pub fn capture(&self, pidfd: BorrowedFd<'_>, hide: bool) -> Result<Captured, Error> {
-        let flags = if hide { VAS_CAPTURE_HIDE } else { 0 };
-        let mut arg = VasCapture {
-            pidfd: pidfd.as_raw_fd(),
-            flags,
-            ..VasCapture::default()
-        };
-        // SAFETY: CAPTURE takes a VasCapture, which holds no pointers.
-        unsafe { ioctl(self.fd.as_fd(), VAS_IOC_CAPTURE, &mut arg) }
-            .map_err(|e| self.failed("CAPTURE", e))?;
-        Ok(Captured {
-            vmas: arg.vmas,
-            pages: arg.pages,
-            huge_pages: arg.huge_pages,
-            swap_pages: arg.swap_pages,
-            copied_pages: arg.copied_pages,
-        })
-    }
-
-    /// Replaces the task's memory by the whole VAS, in place.
-    ///
-    /// # Errors
-    /// The target's VMAs are not those of the capture, it is gone or may not be
-    /// traced, or memory is short; then nothing happened.
-    pub fn attach(&self, pidfd: BorrowedFd<'_>) -> Result<Attached, Error> {
-        let mut arg = VasAttach {
-            pidfd: pidfd.as_raw_fd(),
-            ..VasAttach::default()
-        };
-        // SAFETY: ATTACH takes a VasAttach, which holds no pointers.
-        unsafe { ioctl(self.fd.as_fd(), VAS_IOC_ATTACH, &mut arg) }
-            .map_err(|e| self.failed("ATTACH", e))?;
-        Ok(Attached {
-            vmas: arg.vmas,
-            pages: arg.pages,
-        })
-    }
-
-    /// What this VAS is.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn stat(&self) -> Result<Stat, Error> {
-        let mut arg = VasStat {
-            id: 0,
-            name: [0; VAS_NAME_MAX],
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            state: 0,
-            created_ns: 0,
-            vmas: 0,
-            bytes: 0,
-            pages: 0,
-            huge_pages: 0,
-            swap_pages: 0,
-            attaches: 0,
-            users: 0,
-            store: 0,
-            drain_error: 0,
-            drained_pages: 0,
-            reserved: [0; 2],
-        };
-        // SAFETY: STAT takes a VasStat, which holds no pointers.
-        unsafe { ioctl(self.fd.as_fd(), VAS_IOC_STAT, &mut arg) }
-            .map_err(|e| self.failed("STAT", e))?;
-        Ok(Stat {
-            id: VasId(arg.id),
-            name: from_c_name(&arg.name),
-            mode: arg.mode,
-            uid: arg.uid,
-            gid: arg.gid,
-            committed: arg.state == VAS_STATE_COMMITTED,
-            created_ns: arg.created_ns,
-            vmas: arg.vmas,
-            bytes: arg.bytes,
-            pages: arg.pages,
-            huge_pages: arg.huge_pages,
-            swap_pages: arg.swap_pages,
-            attaches: arg.attaches,
-            users: arg.users,
-        })
-    }
-
-    /// All VMAs of this VAS.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn ranges(&self) -> Result<Vec<Range>, Error> {
-        const BATCH: u32 = 256;
-        let mut out = Vec::new();
-        let mut buf = [VasRange::default(); BATCH as usize];
-        let mut start = 0;
-        loop {
-            let mut arg = VasRanges {
-                start,
-                ranges: buf.as_mut_ptr() as u64,
-                count: BATCH,
-                reserved: 0,
-            };
-            // SAFETY: RANGES takes a VasRanges; its pointer is to `buf`, which
-            // lives through the call and has room for BATCH entries.
-            unsafe { ioctl(self.fd.as_fd(), VAS_IOC_RANGES, &mut arg) }
-                .map_err(|e| self.failed("RANGES", e))?;
-            out.extend(
-                buf.iter()
-                    .take(arg.count.min(BATCH) as usize)
-                    .map(|r| Range {
-                        start: r.start,
-                        end: r.end,
-                        pages: r.pages,
-                        prot: r.prot,
-                        huge: r.flags & mvas_abi::vas::VAS_RANGE_HUGE != 0,
-                    }),
-            );
-            if arg.start <= start {
-                return Ok(out);
-            }
-            start = arg.start;
-        }
-    }
-
-    /// Deletes this VAS; its memory goes with its last open file. Without
-    /// `force` that must be this one.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] where others have it open.
-    pub fn delete(&self, force: bool) -> Result<(), Error> {
-        let flags = if force { VAS_DELETE_FORCE } else { 0 };
-        let mut arg = VasDelete { flags, reserved: 0 };
-        // SAFETY: DELETE takes a VasDelete, which holds no pointers.
-        unsafe { ioctl(self.fd.as_fd(), VAS_IOC_DELETE, &mut arg) }
-            .map(drop)
-            .map_err(|e| self.failed("DELETE", e))
     }
 }
 
