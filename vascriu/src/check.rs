@@ -7,7 +7,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use serde::Serialize;
 
 use crate::criu;
-use crate::device::Session;
+use crate::device::{self, Session};
 use crate::report::chain;
 use crate::store::Store;
 
@@ -107,6 +107,19 @@ fn store() -> Result<String, String> {
     }
 }
 
+/// That there is none is no fault: snapshots then stay in the guest.
+fn snapshot_store() -> Result<String, String> {
+    let stored = || {
+        let session = Session::open()?;
+        Ok(session.has_store()?.then_some(session.stored()?.len()))
+    };
+    let found = stored().map_err(|e: device::Error| chain(&e))?;
+    Ok(found.map_or_else(
+        || "none: snapshots stay in the guest; `mvasvm run --store` gives it one".to_owned(),
+        |n| format!("there, with {n} snapshot(s) for this microVM"),
+    ))
+}
+
 /// Looks at everything that vascriu needs.
 #[must_use]
 pub fn run() -> Vec<Check> {
@@ -116,6 +129,7 @@ pub fn run() -> Vec<Check> {
         check("CRIU version", criu_version()),
         check("CRIU check", criu_works()),
         check("store", store()),
+        check("snapshot store", snapshot_store()),
     ]
 }
 

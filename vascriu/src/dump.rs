@@ -7,13 +7,15 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::criu::{self, Run};
-use crate::device::{self, Session};
+use crate::device::{self, Kept, Session};
 use crate::manifest::{self, Manifest};
 use crate::name::Name;
 use crate::process;
+use crate::report;
 use crate::rescue;
 use crate::stats;
-use crate::store::{self, Hold, Store};
+use crate::store::{self, Hold, Lock, Store};
+use crate::stored;
 
 /// Why a dump failed. The tasks go on and nothing is left, unless it says so.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,17 @@ pub enum Error {
     /// CRIU.
     #[error(transparent)]
     Criu(#[from] criu::Error),
+    /// It did not go to the snapshot store, as it should.
+    #[error(
+        "the snapshot `{name}` is whole, in this guest's memory, but not in the snapshot store"
+    )]
+    NotStored {
+        /// The snapshot.
+        name: Name,
+        /// Why.
+        #[source]
+        source: stored::Error,
+    },
     /// CRIU died after the snapshot was whole and tasks had been ended.
     #[error("{source}, when the snapshot was whole and tasks were already ended: it is kept as `{name}`{}", left(.alive))]
     KilledLate {
@@ -65,8 +78,21 @@ pub struct Dump {
     pub images: Option<PathBuf>,
     /// Let the tasks go on afterwards.
     pub leave_running: bool,
+    /// Whether it goes to the snapshot store.
+    pub keep: Keep,
     /// For CRIU.
     pub options: Vec<String>,
+}
+
+/// Whether a snapshot goes to the snapshot store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// In the background, if there is a store.
+    Background,
+    /// At once, and it must.
+    Sync,
+    /// No.
+    GuestOnly,
 }
 
 /// What was dumped, and how long it took.
@@ -94,6 +120,12 @@ pub struct Dumped {
     pub pages_written: u64,
     /// All files of the snapshot.
     pub image_bytes: u64,
+    /// Where its memory is.
+    pub kept: Kept,
+    /// Why it stays in the guest, where it should not.
+    pub store_error: Option<String>,
+    /// What the snapshot store took of `dump_ms`; the tasks have gone on before.
+    pub store_ms: f64,
 }
 
 /// Microseconds as milliseconds.
@@ -108,6 +140,21 @@ pub(crate) fn ms_since(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1000.0
 }
 
+/// Puts a whole snapshot into the snapshot store, as far as is wanted.
+fn put(dumped: &Dumped, keep: Keep, lock: Lock) -> Result<Kept, stored::Error> {
+    if keep == Keep::GuestOnly {
+        return Ok(Kept::Hot);
+    }
+    let ready = stored::Ready::new(&dumped.name, &dumped.images)?;
+    if keep == Keep::Background {
+        ready.drain(false)?;
+        return Ok(Kept::Draining);
+    }
+    drop(lock); // it can be restored meanwhile
+    ready.drain(true)?;
+    Ok(Kept::Stored)
+}
+
 impl Dump {
     /// Dumps.
     ///
@@ -115,7 +162,8 @@ impl Dump {
     /// See [`Error`].
     pub fn run(self, start: Instant) -> Result<Dumped, Error> {
         let comm = process::comm(self.pid)?;
-        drop(Session::open()?);
+        let session = Session::open()?;
+        let keep = self.keep(&session)?;
         let store = Store::open()?;
         store.recover()?;
         let now = SystemTime::now()
@@ -125,17 +173,52 @@ impl Dump {
             .name
             .clone()
             .unwrap_or_else(|| Name::for_task(&comm, self.pid, now.as_millis()));
-        let _lock = store.lock(&name, Hold::Alone)?;
+        let lock = store.lock(&name, Hold::Alone)?;
         if store.has(&name) {
             return Err(store::Error::Exists(name).into());
         }
+        let taken = keep != Keep::GuestOnly
+            && match stored::has(&session, &name) {
+                // The drain will fail, too; that is no reason not to dump.
+                Err(_) if keep == Keep::Background => false,
+                found => found?,
+            };
+        if taken {
+            return Err(device::Error::StoreHas(name.to_string()).into());
+        }
+        drop(session);
         let place = self.images.clone().unwrap_or_else(|| store.new_path(&name));
         let images = store::empty_dir(&place)?;
-        self.dump(&store, name, &images, start).inspect_err(|e| {
+        let dumped = self.dump(&store, name, &images, start);
+        let mut dumped = dumped.inspect_err(|e| {
             if !matches!(e, Error::KilledLate { .. }) {
                 let _ = store.discard(&images);
             }
-        })
+        })?;
+        // It is whole, and the tasks have gone on: nothing of that changes any more.
+        let store_start = Instant::now();
+        match (keep, put(&dumped, keep, lock)) {
+            (_, Ok(kept)) => dumped.kept = kept,
+            (Keep::Sync, Err(source)) => {
+                let name = dumped.name;
+                return Err(Error::NotStored { name, source });
+            }
+            (_, Err(e)) => dumped.store_error = Some(report::chain(&e)),
+        }
+        dumped.store_ms = ms_since(store_start);
+        dumped.dump_ms = ms_since(start);
+        Ok(dumped)
+    }
+
+    /// What can be done of what is wanted.
+    fn keep(&self, session: &Session) -> Result<Keep, Error> {
+        if self.keep == Keep::GuestOnly || session.has_store()? {
+            return Ok(self.keep);
+        }
+        match self.keep {
+            Keep::Sync => Err(device::Error::NoStore.into()),
+            _ => Ok(Keep::GuestOnly),
+        }
     }
 
     fn dump(
@@ -176,6 +259,9 @@ impl Dump {
             capture_ms: ms(manifest.capture_us()),
             pages_written: stats.pages_written,
             image_bytes: store::dir_bytes(&images),
+            kept: Kept::Hot,
+            store_error: None,
+            store_ms: 0.0,
             dump_ms: ms_since(start),
             name,
             images,
@@ -203,7 +289,7 @@ impl Dump {
             rescue::release(self.pid, &self.options);
         }
         match store::delete_vases(&name, true) {
-            Ok(()) => e.into(),
+            Ok(_) => e.into(),
             Err(e) => e.into(),
         }
     }

@@ -7,12 +7,14 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
-use vascriu::device::{self, Range, Session, Stat, VAS_ACCESS_READ};
-use vascriu::manifest::{Header, Manifest, Task};
+use vascriu::device::{self, Session, VAS_ACCESS_READ};
+use vascriu::dump::Keep;
 use vascriu::name::Name;
 use vascriu::restore::Source;
-use vascriu::store::{Hold, Store};
+use vascriu::store::{self, Hold, Store};
 use vascriu::{check, dump, options, restore};
+
+mod listing;
 
 /// In-memory snapshots of processes and containers: CRIU, with the memory kept
 /// in DRAM by the kernel (VAS) instead of copied to files
@@ -31,6 +33,8 @@ Examples:
   vascriu restore web                      … and wait for it, again and again
   vascriu ls; vascriu show web; vascriu rm web
 
+Where the microVM has a snapshot store (`vascriu check`), a dump goes there in the background.
+
 CRIU's own options go to CRIU: `vascriu dump -t 1234 --tcp-established -v4 -o /tmp/log`;
 what follows `--` goes there unseen.";
 
@@ -38,12 +42,14 @@ const DUMP_EXAMPLES: &str = "\
 Examples:
   vascriu dump -t $(pidof redis-server) --name redis --tcp-established
   vascriu dump -t 1234 -D /var/tmp/images --leave-running --json
+  vascriu dump -t 1234 --name job --sync    survives this guest, when it returns
   vascriu dump -t 1234 --shell-job          (CRIU's option, see criu(8))";
 
 const RESTORE_EXAMPLES: &str = "\
 Examples:
   vascriu restore redis -d --tcp-established
   vascriu restore -D /var/tmp/images --pidfile /run/x.pid -d
+  vascriu restore web -d                    also after a reboot of this guest
   vascriu restore job --shell-job           waits; its exit status is the job's";
 
 #[derive(Debug, Subcommand)]
@@ -70,7 +76,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Remove snapshots, their memory and their images
+    /// Let the memory of a snapshot go that the snapshot store has; a restore brings it back
+    #[command(
+        after_help = "Example:\n  vascriu dump -t 1234 --name web --sync && vascriu evict web"
+    )]
+    Evict {
+        /// The snapshot
+        name: Name,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove snapshots: memory and images, here and in the snapshot store
     #[command(after_help = "Example:\n  vascriu rm redis web")]
     Rm {
         /// The snapshots
@@ -110,6 +127,12 @@ struct DumpArgs {
     /// Let the tasks go on afterwards
     #[arg(short = 'R', long)]
     leave_running: bool,
+    /// Return when the snapshot is complete in the snapshot store
+    #[arg(long, conflicts_with = "guest_only")]
+    sync: bool,
+    /// Keep it in this guest's memory, not in the snapshot store
+    #[arg(long)]
+    guest_only: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -158,8 +181,9 @@ fn run(start: Instant) -> anyhow::Result<ExitCode> {
     match Cli::parse_from(args).command {
         Command::Dump(a) => run_dump(a, criu, start),
         Command::Restore(a) => run_restore(a, criu, start),
-        Command::Ls { json } => ls(json),
-        Command::Show { name, json } => show(&name, json),
+        Command::Ls { json } => listing::ls(json),
+        Command::Show { name, json } => listing::show(&name, json),
+        Command::Evict { name, json } => evict(&name, json),
         Command::Rm { names, force } => rm(&names, force),
         Command::Check { json } => run_check(json),
         Command::Gc { dry_run } => gc(dry_run),
@@ -188,11 +212,23 @@ fn run_dump(args: DumpArgs, options: Vec<String>, start: Instant) -> anyhow::Res
         name: args.name,
         images: args.images_dir,
         leave_running: args.leave_running,
+        keep: match (args.sync, args.guest_only) {
+            (true, _) => Keep::Sync,
+            (_, true) => Keep::GuestOnly,
+            _ => Keep::Background,
+        },
         options,
     };
-    let done = dump
-        .run(start)
-        .with_context(|| format!("cannot dump {pid}"))?;
+    let done = dump.run(start).map_err(|e| match e {
+        dump::Error::NotStored { .. } => anyhow::Error::from(e),
+        e => anyhow::Error::from(e).context(format!("cannot dump {pid}")),
+    })?;
+    if let Some(e) = &done.store_error {
+        eprintln!(
+            "vascriu: `{}` is in this guest's memory only: {e}",
+            done.name
+        );
+    }
     if args.json {
         print_json(&done)?;
     } else {
@@ -245,126 +281,13 @@ fn run_restore(
     Ok(restore::wait_for(done.pid).into())
 }
 
-/// One line of `ls`.
-#[derive(Debug, Serialize)]
-struct Row {
-    name: Name,
-    /// `ready`, `busy`, or why it cannot be restored.
-    state: String,
-    tasks: usize,
-    pages: u64,
-    comm: Option<String>,
-    created: Option<u64>,
-    images: PathBuf,
-}
-
-fn row(store: &Store, session: &Session, name: Name) -> Row {
-    let path = store.images(&name).unwrap_or_else(|_| store.path(&name));
-    let manifest = Manifest::load(&path);
-    let state = match &manifest {
-        _ if store.lock(&name, Hold::Shared).is_err() => "busy".to_owned(),
-        Err(e) => e.to_string(),
-        Ok(m) => m
-            .open_all(session)
-            .map_or_else(|e| e.to_string(), |_| "ready".to_owned()),
-    };
-    let manifest = manifest.ok();
-    Row {
-        state,
-        tasks: manifest.as_ref().map_or(0, |m| m.tasks.len()),
-        pages: manifest.as_ref().map_or(0, Manifest::pages),
-        comm: manifest
-            .as_ref()
-            .and_then(|m| m.tasks.first())
-            .map(|t| t.comm.clone()),
-        created: manifest.map(|m| m.header.created),
-        images: path,
-        name,
-    }
-}
-
-fn ls(json: bool) -> anyhow::Result<ExitCode> {
-    let session = Session::open()?;
+fn evict(name: &Name, json: bool) -> anyhow::Result<ExitCode> {
     let store = Store::open()?;
-    store.recover()?;
-    let names = store.names()?;
-    let rows: Vec<Row> = names
-        .into_iter()
-        .map(|n| row(&store, &session, n))
-        .collect();
+    let pages = store::evict(&store, name).with_context(|| format!("cannot evict {name}"))?;
     if json {
-        print_json(&rows)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let width = rows
-        .iter()
-        .map(|r| r.name.as_str().len())
-        .max()
-        .unwrap_or(0)
-        .max(4);
-    println!(
-        "{:width$}  {:>5}  {:>10}  {:15}  STATE",
-        "NAME", "TASKS", "MEMORY", "ROOT"
-    );
-    for r in rows {
-        let (comm, memory) = (r.comm.unwrap_or_default(), mib(r.pages));
-        println!(
-            "{:width$}  {:>5}  {memory:>10}  {comm:15}  {}",
-            r.name, r.tasks, r.state
-        );
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-#[derive(Debug, Serialize)]
-struct Detail {
-    #[serde(flatten)]
-    header: Header,
-    images: PathBuf,
-    tasks: Vec<TaskDetail>,
-}
-
-#[derive(Debug, Serialize)]
-struct TaskDetail {
-    #[serde(flatten)]
-    task: Task,
-    /// What the kernel says of the VAS now; none where it is gone.
-    stat: Option<Stat>,
-    ranges: Vec<Range>,
-}
-
-fn show(name: &Name, json: bool) -> anyhow::Result<ExitCode> {
-    let session = Session::open()?;
-    let images = Store::open()?.images(name)?;
-    let manifest = Manifest::load(&images)?;
-    let detail = |task: Task| {
-        let vas = session.vas(task.vas, VAS_ACCESS_READ).ok();
-        let stat = vas.as_ref().and_then(|v| v.stat().ok());
-        let ranges = vas.and_then(|v| v.ranges().ok()).unwrap_or_default();
-        TaskDetail { task, stat, ranges }
-    };
-    let tasks = manifest.tasks.into_iter().map(detail).collect();
-    let all = Detail {
-        header: manifest.header,
-        images,
-        tasks,
-    };
-    if json {
-        print_json(&all)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    println!("{}: images in {}", name, all.images.display());
-    println!(
-        "{:>8}  {:15}  {:>6}  {:>10}  {:>10}  {:>8}",
-        "PID", "COMMAND", "VAS", "MEMORY", "HUGE", "ATTACHES"
-    );
-    for TaskDetail { task: t, stat, .. } in all.tasks {
-        let attaches = stat.map_or("gone".to_owned(), |s| s.attaches.to_string());
-        let (memory, huge) = (mib(t.pages + t.swap_pages), mib(t.huge_pages));
-        println!(
-            "{:>8}  {:15}  {:>6}  {memory:>10}  {huge:>10}  {attaches:>8}",
-            t.vpid, t.comm, t.vas
-        );
+        print_json(&serde_json::json!({"name": name, "pages": pages}))?;
+    } else {
+        println!("{name}: {} of this guest's memory are free", mib(pages));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@
 //! which happens at once and last.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -19,6 +19,8 @@ use crate::process::{self, Vpid};
 
 /// Its name in the image directory.
 pub const FILE: &str = "vas.json";
+/// While it is written anew.
+const NEW: &str = ".vas.json.new";
 /// Version of the format that is written, and the only one that is read.
 pub const VERSION: u32 = 1;
 /// More than a file of a million tasks has.
@@ -277,7 +279,11 @@ impl Manifest {
         Self::parse(&text, path)
     }
 
-    fn parse(text: &str, path: PathBuf) -> Result<Self, Error> {
+    /// Reads the text of a `vas.json`; `path` names it in errors.
+    ///
+    /// # Errors
+    /// Damaged, of another version.
+    pub fn parse(text: &str, path: PathBuf) -> Result<Self, Error> {
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
@@ -300,6 +306,16 @@ impl Manifest {
             Some(w) => Err(Error::Twice(w[0])),
             None => Ok(manifest),
         }
+    }
+
+    /// Writes the `vas.json` of the image directory `dir`: whole, or not at all.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn save(&self, dir: &Path) -> Result<(), Error> {
+        let (new, path) = (dir.join(NEW), dir.join(FILE));
+        fs::write(&new, to_json(self)?).map_err(|e| io_error("writing", &new, e))?;
+        fs::rename(&new, &path).map_err(|e| io_error("creating", &path, e))
     }
 
     /// Opens every VAS for reading, in the order of the tasks.
@@ -396,7 +412,10 @@ mod tests {
             }
             let whole = Manifest { header: header(), tasks: kept };
             prop_assert_eq!(Manifest::load(dir.path()).expect("load"), whole.clone());
-            prop_assert_eq!(Manifest::load_at(fd.as_fd()).expect("load"), whole);
+            prop_assert_eq!(Manifest::load_at(fd.as_fd()).expect("load"), whole.clone());
+            whole.save(dir.path()).expect("save");
+            prop_assert_eq!(Manifest::load(dir.path()).expect("load"), whole);
+            prop_assert_eq!(dir.path().read_dir().expect("dir").count(), 1);
         }
 
         #[test]

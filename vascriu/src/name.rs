@@ -7,6 +7,7 @@ use crate::process::Vpid;
 
 /// Longest name: `NAME:VPID` must fit a VAS name of 127 bytes.
 pub const MAX: usize = 100;
+const IMAGES: &str = "images";
 
 /// Not a name.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -37,13 +38,25 @@ impl Name {
         &self.0
     }
 
+    /// The VAS that holds the memory of a task.
+    #[must_use]
+    pub fn task_vas(&self, task: Vpid) -> String {
+        format!("{self}:{task}")
+    }
+
+    /// The VAS that holds the images, where the snapshot goes to the snapshot store.
+    #[must_use]
+    pub fn images_vas(&self) -> String {
+        format!("{self}:{IMAGES}")
+    }
+
     /// Whether a VAS of this name is one of this snapshot's.
     #[must_use]
     pub fn owns(&self, vas: &str) -> bool {
-        let vpid = vas
+        let rest = vas
             .strip_prefix(&self.0)
             .and_then(|rest| rest.strip_prefix(':'));
-        vpid.is_some_and(|v| v.parse().map(Vpid).is_ok())
+        rest.is_some_and(|r| r == IMAGES || r.parse().map(Vpid).is_ok())
     }
 }
 
@@ -112,7 +125,8 @@ mod tests {
     #[test]
     fn a_snapshot_owns_its_own_vases_only() {
         let name: Name = "web".parse().expect("valid");
-        assert!(name.owns("web:1"));
+        assert!(name.owns("web:1") && name.owns(&name.task_vas(Vpid(7))));
+        assert!(name.owns(&name.images_vas()) && !name.owns("web-2:images"));
         assert!(!name.owns("web") && !name.owns("web:x") && !name.owns("web-2:1"));
     }
 }

@@ -20,6 +20,7 @@ use crate::name::{self, Name};
 use crate::options;
 use crate::stats;
 use crate::store::{self, Hold, Store};
+use crate::stored;
 
 /// Why a restore failed. No restored task is left.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,9 @@ pub enum Error {
     /// The name in its `vas.json`.
     #[error("damaged vas.json")]
     Name(#[from] name::Invalid),
+    /// It does not come from the snapshot store.
+    #[error("cannot bring it from the snapshot store")]
+    Stored(#[from] stored::Error),
     /// CRIU.
     #[error(transparent)]
     Criu(#[from] criu::Error),
@@ -116,7 +120,16 @@ impl Restore {
         let store = Store::open()?;
         store.recover()?;
         let images = match &self.source {
-            Source::Name(name) => store.images(name)?,
+            Source::Name(name) => {
+                if !store.has(name) && stored::has(&session, name)? {
+                    let _lock = store.lock_in_turn(name)?;
+                    // Another restore may have been first.
+                    if !store.has(name) {
+                        stored::load(&store, &session, name)?;
+                    }
+                }
+                store.images(name)?
+            }
             Source::Images(dir) => dir.canonicalize().map_err(|e| store::Error::Io {
                 call: "opening",
                 path: dir.clone(),

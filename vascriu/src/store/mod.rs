@@ -14,9 +14,13 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-use crate::device::{self, Session, VAS_ACCESS_READ, VAS_ACCESS_WRITE, VasFile};
-use crate::manifest::{self, Manifest};
+use crate::device::{self, Session};
+use crate::manifest;
 use crate::name::Name;
+
+mod vases;
+
+pub use vases::{delete_vases, evict, is_the_only_copy, stat_vases};
 
 /// Where snapshots are kept by default: a tmpfs, which dies with the VASes.
 pub const ROOT: &str = "/run/vascriu";
@@ -87,6 +91,13 @@ pub enum Hold {
 #[derive(Debug)]
 pub struct Lock(#[allow(dead_code, reason = "held, not used")] File);
 
+/// CRIU holds it too, should we be killed.
+fn inherited(path: &Path, file: File) -> Result<Lock, Error> {
+    fcntl(file.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))
+        .map_err(|e| at("locking", path)(e.into()))?;
+    Ok(Lock(file))
+}
+
 /// All snapshots of this machine.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -149,13 +160,7 @@ impl Store {
     /// # Errors
     /// [`Error::Busy`] where somebody else does.
     pub fn lock(&self, name: &Name, hold: Hold) -> Result<Lock, Error> {
-        let path = self.root.join(".locks").join(name.as_str());
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(at("opening", &path))?;
+        let (path, file) = self.lock_file(name)?;
         let attempt = || match hold {
             Hold::Shared => file.try_lock_shared(),
             Hold::Alone => file.try_lock(),
@@ -174,10 +179,28 @@ impl Store {
             Err(TryLockError::WouldBlock) => return Err(Error::Busy(name.clone())),
             Err(TryLockError::Error(e)) => return Err(at("locking", &path)(e)),
         }
-        // CRIU holds it too, should we be killed.
-        fcntl(file.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))
-            .map_err(|e| at("locking", &path)(e.into()))?;
-        Ok(Lock(file))
+        inherited(&path, file)
+    }
+
+    /// Holds the snapshot `name` alone, as soon as nobody else does.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn lock_in_turn(&self, name: &Name) -> Result<Lock, Error> {
+        let (path, file) = self.lock_file(name)?;
+        file.lock().map_err(at("locking", &path))?;
+        inherited(&path, file)
+    }
+
+    fn lock_file(&self, name: &Name) -> Result<(PathBuf, File), Error> {
+        let path = self.root.join(".locks").join(name.as_str());
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(at("opening", &path))?;
+        Ok((path, file))
     }
 
     /// Names of all snapshots, in order.
@@ -266,7 +289,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a snapshot: its VASes, then its images.
+    /// Removes a snapshot: its VASes, its images, and it from the snapshot store, if
+    /// it is there or was on its way.
     ///
     /// # Errors
     /// [`Error::Unknown`]; [`Error::Busy`] or [`device::Error::Busy`] where it is
@@ -274,12 +298,28 @@ impl Store {
     pub fn remove(&self, name: &Name, force: bool) -> Result<(), Error> {
         let _lock = self.lock(name, Hold::Alone)?;
         if !self.has(name) {
-            return Err(Error::Unknown(name.clone()));
+            return match Session::open()?.unstore(name.as_str()) {
+                Err(device::Error::NoStore | device::Error::NotStored(_)) => {
+                    Err(Error::Unknown(name.clone()))
+                }
+                done => Ok(done?),
+            };
         }
-        match delete_vases(name, force) {
-            Ok(()) | Err(Error::Device(device::Error::NoDevice)) => {}
-            Err(e) => return Err(e),
+        let in_store = match delete_vases(name, force) {
+            Err(Error::Device(device::Error::NoDevice)) => false,
+            deleted => deleted?,
+        };
+        self.remove_place(name)?;
+        if in_store {
+            match Session::open()?.unstore(name.as_str()) {
+                Err(device::Error::NotStored(_)) => {}
+                done => done?,
+            }
         }
+        Ok(())
+    }
+
+    fn remove_place(&self, name: &Name) -> Result<(), Error> {
         let path = self.path(name);
         if let Ok(elsewhere) = path.read_link() {
             self.discard(&elsewhere)?;
@@ -307,58 +347,10 @@ impl Store {
     }
 }
 
-/// Whether the dump in `images` came to its end in the kernel, and ended a task.
+/// Whether a file of that name belongs to a snapshot's images.
 #[must_use]
-pub fn is_the_only_copy(images: &Path) -> bool {
-    let Ok(manifest) = Manifest::load(images) else {
-        return false;
-    };
-    let whole = Session::open().is_ok_and(|s| manifest.open_all(&s).is_ok());
-    let ended = || !manifest.tasks.iter().all(manifest::Task::is_alive);
-    // A task between being killed and exiting shows neither; so look again.
-    let looks = |n: u64| {
-        sleep(Duration::from_millis(20 * n.min(1)));
-        ended()
-    };
-    whole && !manifest.tasks.is_empty() && (0..5).any(looks)
-}
-
-/// Open files of all VASes of the snapshot.
-fn vases(name: &Name, access: u32) -> Result<Vec<VasFile>, Error> {
-    let session = Session::open()?;
-    let mut found = Vec::new();
-    for id in device::list()? {
-        // Others' VASes may be forbidden to us, and may vanish.
-        let Ok(vas) = session.vas(id, VAS_ACCESS_READ) else {
-            continue;
-        };
-        if name.owns(vas.name()) {
-            found.push(session.vas(id, access)?);
-        }
-    }
-    Ok(found)
-}
-
-/// Deletes all VASes of a snapshot, or none where one is in use.
-///
-/// # Errors
-/// `/dev/vas`'s.
-pub fn delete_vases(name: &Name, force: bool) -> Result<(), Error> {
-    let vases = vases(name, VAS_ACCESS_READ | VAS_ACCESS_WRITE)?;
-    if !force {
-        for vas in &vases {
-            if vas.stat()?.users > 1 {
-                return Err(device::Error::Busy {
-                    vas: vas.name().into(),
-                }
-                .into());
-            }
-        }
-    }
-    for vas in vases {
-        vas.delete(force)?;
-    }
-    Ok(())
+pub fn is_image(name: &str) -> bool {
+    name.ends_with(".img") || name.starts_with("stats-") || name == manifest::FILE
 }
 
 /// Removes CRIU's images, our file and their logs, then the directory if nothing
@@ -368,10 +360,7 @@ fn remove_images(dir: &Path) -> io::Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        let ours = [".img", ".log"].iter().any(|end| name.ends_with(end))
-            || name.starts_with("stats-")
-            || name == manifest::FILE;
-        if ours {
+        if is_image(&name) || name.ends_with(".log") {
             fs::remove_file(entry.path())?;
         }
     }
