@@ -99,7 +99,7 @@ pub fn workloads() -> Vec<i32> {
 
 /// Removes what is left of snapshots, and says what that was.
 fn vascriu_all_gone() -> Vec<String> {
-    let mut left = vases();
+    let mut left = all_vases();
     for entry in Path::new("/run/vascriu")
         .read_dir()
         .into_iter()
@@ -117,11 +117,26 @@ fn vascriu_all_gone() -> Vec<String> {
         .arg("gc")
         .stdout(Stdio::null())
         .status();
+    for row in json(&mut vascriu(&["ls", "--json"]))
+        .as_array()
+        .expect("rows")
+    {
+        let name = row["name"].as_str().expect("a name");
+        left.push(format!("{name} in the store"));
+        rm(&[name]);
+    }
     left
 }
 
-/// Names of all VASes.
+/// Names of all VASes of tasks.
 pub fn vases() -> Vec<String> {
+    let mut names = all_vases();
+    names.retain(|n| !n.ends_with(":images"));
+    names
+}
+
+/// Names of all VASes, those of images for the snapshot store too.
+pub fn all_vases() -> Vec<String> {
     let dir = Path::new("/sys/kernel/vas")
         .read_dir()
         .expect("sysfs")

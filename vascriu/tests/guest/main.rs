@@ -10,9 +10,11 @@ mod crash;
 mod failures;
 mod harness;
 mod snapshots;
+mod store;
 mod workload;
 
 use libtest_mimic::{Arguments, Trial};
+use vascriu::device::Session;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -21,7 +23,8 @@ fn main() {
         return;
     }
     let in_guest = std::env::current_exe().is_ok_and(|exe| exe.starts_with("/usr/lib/mvas"));
-    let all = [
+    let has_store = Session::open().is_ok_and(|s| s.has_store().unwrap_or(false));
+    let everywhere = [
         snapshots::TESTS,
         container::TESTS,
         bad_input::TESTS,
@@ -29,15 +32,17 @@ fn main() {
         crash::TESTS,
     ]
     .concat();
+    let all = [(everywhere.as_slice(), true), (store::TESTS, has_store)];
+    let trial = |&(name, test): &harness::Test, runs: bool| {
+        let run = move || {
+            harness::in_clean_guest(test);
+            Ok(())
+        };
+        Trial::test(name, run).with_ignored_flag(!(in_guest && runs))
+    };
     let trials = all
-        .into_iter()
-        .map(|(name, test)| {
-            let run = move || {
-                harness::in_clean_guest(test);
-                Ok(())
-            };
-            Trial::test(name, run).with_ignored_flag(!in_guest)
-        })
+        .iter()
+        .flat_map(|&(tests, runs)| tests.iter().map(move |t| trial(t, runs)))
         .collect();
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);

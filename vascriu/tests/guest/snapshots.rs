@@ -346,7 +346,7 @@ fn tell(dir: &Path) {
         json(&mut vascriu(&["show", "x", "--json"]))["tasks"][0]["stat"]["attaches"],
         1
     );
-    assert!(good(&mut vascriu(&["ls"])).contains("ready"));
+    assert!(good(&mut vascriu(&["ls"])).contains("ready, "));
     assert!(good(&mut vascriu(&["show", "x"])).contains("guest"));
     r.kill();
     rm(&["x"]);
