@@ -32,7 +32,11 @@ fn main() {
         crash::TESTS,
     ]
     .concat();
-    let all = [(everywhere.as_slice(), true), (store::TESTS, has_store)];
+    let all = [
+        (everywhere.as_slice(), true),
+        (store::TESTS, has_store),
+        (store::TESTS_WITHOUT, !has_store),
+    ];
     let trial = |&(name, test): &harness::Test, runs: bool| {
         let run = move || {
             harness::in_clean_guest(test);

@@ -41,6 +41,9 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
+/// Where there is none.
+pub const TESTS_WITHOUT: &[Test] = &[("without_a_store_snapshots_stay_in_the_guest", without)];
+
 /// The only row of `ls`.
 #[track_caller]
 fn row() -> Value {
@@ -290,4 +293,23 @@ fn not_ours(_: &Path) {
         rm(&["x"]);
     }
     nothing_left();
+}
+
+fn without(dir: &Path) {
+    let w = Workload::start(&small(dir));
+    bad(
+        dump(w.pid, "x").arg("--sync"),
+        &["no snapshot store", "mvasvm run --store"],
+    );
+    assert_eq!(w.check(), 1, "nothing happened to it");
+    assert!(good(&mut vascriu(&["check"])).contains("none: snapshots stay in the guest"));
+    let out = dump(w.pid, "x").output().expect("vascriu");
+    assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
+    assert_eq!(kept(), "hot");
+    assert_eq!(all_vases().len(), 1);
+    bad(&mut vascriu(&["evict", "x"]), &["cannot evict x"]);
+    let (r, _) = restore("x", &w, &[]);
+    assert_eq!(r.check(), 2);
+    r.kill();
+    rm(&["x"]);
 }
