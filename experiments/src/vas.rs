@@ -24,14 +24,21 @@ struct RestoreReport {
     memory_restore_ms: f64,
 }
 
-/// `vascriu dump` of the tree of `pid` under `name`; kills the tree.
+/// `vascriu dump` of the tree of `pid` under `name`; kills the tree. The snapshot stays in the
+/// guest: a drain to the host's store would run beside what is measured next.
 ///
 /// # Errors
 /// When vascriu fails.
 pub fn dump(pid: i32, name: &str) -> Result<Dump> {
     let pid = pid.to_string();
     let (wall, report) = timed(&mut vascriu(&[
-        "dump", "-t", &pid, "--name", name, "--json",
+        "dump",
+        "-t",
+        &pid,
+        "--name",
+        name,
+        "--guest-only",
+        "--json",
     ]))?;
     let report: DumpReport = parse(&report)?;
     Ok(Dump {
