@@ -386,21 +386,6 @@ TEST_F(vas, droppable_and_watched_memory_is_not_captured)
 
 /* --- KSM --- */
 
-static long t_fill_same(ulong addr, ulong len, ulong unused)
-{
-	memset((void *)addr, 0x5a, len);
-	return t_madvise(addr, len, MADV_MERGEABLE);
-}
-
-static long t_check_same(ulong addr, ulong len, ulong unused)
-{
-	long bad = 0;
-
-	for (ulong p = addr; p < addr + len; p += 8)
-		bad += *(uint64_t *)p != 0x5a5a5a5a5a5a5a5aUL;
-	return bad;
-}
-
 TEST_F(vas, merged_pages_come_back_here_and_elsewhere)
 {
 	ulong to = BASE + GiB;

@@ -336,19 +336,6 @@ TEST_F(vas, eviction_and_attach_over_and_over)
 	EXPECT_EQ(0, store_delete(self->session, name));
 }
 
-static struct target child;
-
-static long t_fork(ulong a, ulong b, ulong c)
-{
-	child = target_new();
-	return child.pid;
-}
-
-static long t_child_fill(ulong addr, ulong len, ulong seed)
-{
-	return tcall(&child, t_fill, addr, len, seed);
-}
-
 TEST_F(vas, what_a_tree_shares_is_stored_once)
 {
 	int fds[2] = { self->fd, vas_create(self->session, "child", 0600, NULL) };
@@ -421,21 +408,6 @@ TEST_F(vas, swapped_memory_is_drained)
 	EXPECT_EQ(0, tcall(&self->t, t_check, BASE, 16 * MiB, 2));
 	EXPECT_EQ(0, store_delete(self->session, name));
 	swap_off();
-}
-
-static long t_fill_same(ulong addr, ulong len, ulong unused)
-{
-	memset((void *)addr, 0x5a, len);
-	return t_madvise(addr, len, MADV_MERGEABLE);
-}
-
-static long t_check_same(ulong addr, ulong len, ulong unused)
-{
-	long bad = 0;
-
-	for (ulong p = addr; p < addr + len; p += 8)
-		bad += *(uint64_t *)p != 0x5a5a5a5a5a5a5a5aUL;
-	return bad;
 }
 
 TEST_F(vas, merged_memory_is_stored_once)

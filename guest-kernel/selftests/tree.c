@@ -4,19 +4,6 @@
 
 #define PFN(entry)	((entry) & ((1ULL << 55) - 1))
 
-static struct target child;
-
-static long t_fork(ulong a, ulong b, ulong c)
-{
-	child = target_new();
-	return child.pid;
-}
-
-static long t_child_fill(ulong addr, ulong len, ulong seed)
-{
-	return tcall(&child, t_fill, addr, len, seed);
-}
-
 TEST_F(vas, parent_and_child_still_share_after_a_restore)
 {
 	int fd2 = vas_create(self->session, "child", 0600, NULL);

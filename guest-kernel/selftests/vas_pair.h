@@ -50,4 +50,34 @@ static inline uint64_t pagemap(pid_t pid, ulong addr)
 	return entry;
 }
 
+/* Memory that KSM can merge. */
+static inline long t_fill_same(ulong addr, ulong len, ulong unused)
+{
+	memset((void *)addr, 0x5a, len);
+	return t_madvise(addr, len, MADV_MERGEABLE);
+}
+
+static inline long t_check_same(ulong addr, ulong len, ulong unused)
+{
+	long bad = 0;
+
+	for (ulong p = addr; p < addr + len; p += 8)
+		bad += *(uint64_t *)p != 0x5a5a5a5a5a5a5a5aUL;
+	return bad;
+}
+
+/* A target's own child. */
+static struct target child __attribute__((unused));
+
+static inline long t_fork(ulong a, ulong b, ulong c)
+{
+	child = target_new();
+	return child.pid;
+}
+
+static inline long t_child_fill(ulong addr, ulong len, ulong seed)
+{
+	return tcall(&child, t_fill, addr, len, seed);
+}
+
 #endif /* VAS_PAIR_H */
