@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::watchdog::Watchdog;
 use crate::workload::{self, Options};
 
 /// A name and what it runs.
@@ -26,6 +27,7 @@ pub fn in_clean_guest(test: fn(&Path)) {
     let dir = Path::new(TMP);
     let _ = fs::remove_dir_all(dir);
     fs::create_dir_all(dir).expect("directory");
+    let _watchdog = Watchdog::start();
     let log = kernel_log().len();
     let result = std::panic::catch_unwind(|| test(dir));
     end_workloads();

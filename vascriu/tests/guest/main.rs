@@ -11,6 +11,7 @@ mod failures;
 mod harness;
 mod snapshots;
 mod store;
+mod watchdog;
 mod workload;
 
 use libtest_mimic::{Arguments, Trial};

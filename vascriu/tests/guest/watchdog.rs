@@ -1,0 +1,51 @@
+//! A test that hangs ends the run, and says where every process stands.
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+/// Far more than the longest test takes on an emulated machine.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Watches until it is dropped.
+pub struct Watchdog {
+    _done: Sender<()>,
+}
+
+impl Watchdog {
+    /// Begins to watch.
+    pub fn start() -> Self {
+        let (done, watched) = mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            if watched.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("the test hangs since {} s; all processes:", LIMIT.as_secs());
+                eprint!("{}", processes());
+                std::process::exit(101);
+            }
+        });
+        Self { _done: done }
+    }
+}
+
+/// A line for each process, and where in the kernel it waits.
+fn processes() -> String {
+    let pids = Path::new("/proc")
+        .read_dir()
+        .into_iter()
+        .flatten()
+        .flatten();
+    let pids = pids.filter(|e| e.file_name().to_string_lossy().parse::<u32>().is_ok());
+    let read = |dir: &Path, file| fs::read_to_string(dir.join(file)).unwrap_or_default();
+    let line = |dir: &Path| {
+        let cmdline = read(dir, "cmdline").replace('\0', " ");
+        let state = read(dir, "stat");
+        let state = state.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let state: Vec<&str> = state.split(' ').take(2).collect();
+        let (comm, wchan) = (read(dir, "comm"), read(dir, "wchan"));
+        let pid = dir.file_name().unwrap_or_default().display();
+        let (comm, state) = (comm.trim_end(), state.join(" parent "));
+        format!("  {pid} ({comm}) {state} in {wchan}: {cmdline}\n")
+    };
+    pids.map(|e| line(&e.path())).collect()
+}
