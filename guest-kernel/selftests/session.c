@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Sessions: what is not committed goes with them, however they end; and they
- * hide captured memory from PAGEMAP_SCAN, for one process only.
+ * hide captured memory from PAGEMAP_SCAN and smaps, for one process only.
  */
 #include <linux/fs.h>
 
@@ -195,10 +195,53 @@ TEST_F(session, captured_memory_is_hidden_from_this_process_only)
 	target_kill(&other);
 }
 
+static long rss(pid_t pid)
+{
+	return smaps_value(pid, BASE, "Rss");
+}
+
+static long t_rss(ulong pid, ulong b, ulong c)
+{
+	return rss(pid);
+}
+
+static long rollup(pid_t pid)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", pid);
+	return proc_value(path, "Rss");
+}
+
+TEST_F(session, captured_memory_is_not_counted_for_this_process_only)
+{
+	struct target other = target_new();
+	long all = rollup(self->t.pid);
+
+	ASSERT_EQ(1024, rss(self->t.pid));
+	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, VAS_CAPTURE_HIDE, NULL));
+	EXPECT_EQ(0, rss(self->t.pid));
+	EXPECT_EQ(0, smaps_value(self->t.pid, BASE, "Anonymous"));
+	EXPECT_GE(all - 1024, rollup(self->t.pid));
+	/* The VMA itself is there, with its size and flags. */
+	EXPECT_EQ(1024, smaps_value(self->t.pid, BASE, "Size"));
+	EXPECT_EQ(0, smaps_value(self->t.pid, BASE, "VmFlags"));
+	EXPECT_EQ(1024, tcall(&other, t_rss, self->t.pid, 0, 0));
+	EXPECT_EQ(1024, tcall(&self->t, t_rss, self->t.pid, 0, 0));
+	ASSERT_EQ(0, vas_commit(self->session));
+	EXPECT_EQ(0, rss(self->t.pid));
+	close(self->session);
+	EXPECT_EQ(1024, rss(self->t.pid));
+	EXPECT_LE(all, rollup(self->t.pid));
+	ASSERT_EQ(0, vas_delete(self->fd, 0));
+	target_kill(&other);
+}
+
 TEST_F(session, without_the_flag_nothing_is_hidden)
 {
 	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
 	EXPECT_EQ(256, scan(self->t.pid, BASE, MiB));
+	EXPECT_EQ(1024, rss(self->t.pid));
 }
 
 static long t_stack_and_data(ulong a, ulong b, ulong c)
@@ -224,6 +267,7 @@ TEST_F(session, only_what_was_captured_is_hidden)
 	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, MiB, RW));
 	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, MiB, 2));
 	EXPECT_EQ(256, scan(self->t.pid, BASE, MiB));
+	EXPECT_EQ(1024, rss(self->t.pid));
 }
 
 TEST_F(session, a_failed_capture_hides_nothing)

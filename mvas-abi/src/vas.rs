@@ -5,7 +5,7 @@ pub const VAS_ABI_VERSION: u32 = 2;
 /// Longest VAS name in bytes, with its terminating NUL.
 pub const VAS_NAME_MAX: usize = 128;
 
-/// `VasInfo::features`: captured memory can be hidden from PAGEMAP_SCAN.
+/// `VasInfo::features`: captured memory can be hidden from PAGEMAP_SCAN and smaps.
 pub const VAS_FEATURE_PAGEMAP_HIDE: u64 = 1 << 0;
 /// `VasInfo::features`: the snapshot store is there now.
 pub const VAS_FEATURE_STORE: u64 = 1 << 1;
@@ -13,7 +13,7 @@ pub const VAS_FEATURE_STORE: u64 = 1 << 1;
 pub const VAS_ACCESS_READ: u32 = 1 << 0;
 /// `VasOpen::access`: capture, delete.
 pub const VAS_ACCESS_WRITE: u32 = 1 << 1;
-/// `VasCapture::flags`: hide the captured memory from this process's PAGEMAP_SCAN.
+/// `VasCapture::flags`: hide the captured memory from this process's PAGEMAP_SCAN and smaps.
 pub const VAS_CAPTURE_HIDE: u32 = 1 << 0;
 /// `VasStat::state`: created, nothing captured yet.
 pub const VAS_STATE_EMPTY: u32 = 0;

@@ -160,7 +160,8 @@ impl VasFile {
     }
 
     /// Shares all eligible memory of the task with this empty VAS, and with
-    /// `hide` keeps it out of the task's PAGEMAP_SCAN until the session closes.
+    /// `hide` keeps it out of the task's PAGEMAP_SCAN and smaps, as this process
+    /// sees them, until the session closes.
     ///
     /// # Errors
     /// The target is gone or may not be traced, or memory is short; then

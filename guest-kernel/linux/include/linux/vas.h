@@ -7,7 +7,10 @@
 struct vm_area_struct;
 
 #ifdef CONFIG_VAS
-/* True if @vma was captured with VAS_CAPTURE_HIDE by the calling process. */
+/*
+ * True if @vma was captured with VAS_CAPTURE_HIDE by the calling process.  The
+ * caller holds the mmap_lock.
+ */
 bool vas_hidden(struct vm_area_struct *vma);
 #else
 static inline bool vas_hidden(struct vm_area_struct *vma)

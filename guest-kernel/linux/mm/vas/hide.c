@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Hiding captured memory from PAGEMAP_SCAN.
+ * Hiding captured memory from PAGEMAP_SCAN and smaps.
  */
 #include <linux/hashtable.h>
 #include <linux/pid.h>
@@ -12,8 +12,8 @@
 #include "internal.h"
 
 /*
- * @vas holds the memory of @mm that @process does not want to see in
- * PAGEMAP_SCAN.  Until its session closes; then @vas is unpinned.
+ * @vas holds the memory of @mm that @process does not want to be told of.
+ * Until its session closes; then @vas is unpinned.
  */
 struct vas_hide {
 	struct hlist_node hash;

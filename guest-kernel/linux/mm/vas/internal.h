@@ -27,8 +27,8 @@
  * The shrinker, which may run under any of these, takes vas->lock and the
  * mmap_lock of a VAS only by trying.  vas_evictable_lock is a leaf.
  *
- * vas_hide_sem is a leaf under the mmap_lock of the target (PAGEMAP_SCAN holds
- * that one); nothing is taken under it.  Neither a mmap_lock nor user memory
+ * vas_hide_sem is a leaf under the mmap_lock of the target (PAGEMAP_SCAN and
+ * smaps hold that one); nothing is taken under it.  Neither a mmap_lock nor user memory
  * is touched under vas_mutex.
  */
 #ifndef _MM_VAS_INTERNAL_H

@@ -10,8 +10,7 @@
  *    CAP_SYS_ADMIN in the initial user namespace).  A VAS is created in a
  *    session and is *transient* until VAS_IOC_COMMIT makes all VASes of the
  *    session permanent, at once.  Closing the session, however that happens,
- *    deletes what it did not commit, and ends the hiding of captured memory
- *    from PAGEMAP_SCAN.
+ *    deletes what it did not commit, and ends the hiding of captured memory.
  *  - the *VAS file*, returned by VAS_IOC_CREATE and VAS_IOC_OPEN.  It pins the
  *    VAS: its memory is freed when it was deleted and its last file is closed.
  *
@@ -71,12 +70,14 @@ struct vas_open {
  * GROWSDOWN, droppable, or registered with userfaultfd.  All or nothing; the
  * target sees no difference.  With @len, only what lies in [start, start + len).
  *
+ * With HIDE, until the session closes, the captured VMAs are without pages for
+ * this process: PAGEMAP_SCAN reports none, and what smaps counts is zero.
+ *
  * ENOTEMPTY: it holds a capture; ENOENT: it was deleted; ESTALE: HIDE, and the
  * session has closed; ESRCH: the task has exited or is being OOM-killed; EACCES:
  * no ptrace access; ENOMEM; EINTR: a fatal signal.
  */
-#define VAS_CAPTURE_HIDE	(1U << 0)	/* hide from this process's PAGEMAP_SCAN
-						 * until the session closes */
+#define VAS_CAPTURE_HIDE	(1U << 0)
 
 struct vas_capture {
 	__s32 pidfd;		/* in: needs PTRACE_MODE_ATTACH */
