@@ -52,7 +52,7 @@ int vas_store_open_map(struct vas_map *map, u64 *handle, unsigned int flags)
 	    now.blocks == then->blocks &&
 	    now.packed_pages == then->packed_pages)
 		return 0;
-	vas_store_simple(VIRTIO_VAS_OP_CLOSE, *handle, flags);
+	vas_store_close(*handle, flags);
 	return -ENOENT;
 }
 
@@ -63,7 +63,7 @@ static int evict_check(struct vas *vas, unsigned int flags)
 	int err = vas_store_open_map(vas->map, &handle, flags);
 
 	if (!err) {
-		vas_store_simple(VIRTIO_VAS_OP_CLOSE, handle, VAS_CALL_URGENT);
+		vas_store_close(handle, VAS_CALL_URGENT);
 	} else if (err == -ENOENT) {
 		vas_set_store(vas, VAS_STORE_HOT);
 		vas_map_free(vas->map);

@@ -260,11 +260,14 @@ static int drain_all(struct drain *d)
 	for (u32 i = 0; i < d->count && !err; i++)
 		err = drain_vas(d, i);
 	err = err ?: vas_meta_send(d->handle, d->vases, d->maps, d->count);
-	err = err ?: vas_store_simple(VIRTIO_VAS_OP_COMMIT, d->handle, 0);
-	/* While the draft is open: what it became, and nothing else. */
-	err = err ?: vas_store_open(d->name, &complete, &info, 0);
+	err = err ?: vas_store_commit(d->handle);
+	/*
+	 * While the draft is open: what it became, and nothing else.  The store
+	 * has it now, so a lack of memory must not make this a failure.
+	 */
+	err = err ?: vas_store_open(d->name, &complete, &info, VAS_CALL_NOFAIL);
 	if (!err) {
-		vas_store_simple(VIRTIO_VAS_OP_CLOSE, complete, 0);
+		vas_store_close(complete, 0);
 		for (u32 i = 0; i < d->count; i++)
 			d->maps[i]->snapshot = info;
 	}
@@ -302,7 +305,7 @@ static void drain_end(struct drain *d, u32 count, int err)
 	}
 }
 
-static void drain_work(struct work_struct *work)
+static void vas_drain_work(struct work_struct *work)
 {
 	struct drain *d = container_of(work, struct drain, work);
 	struct mem_cgroup *old_memcg = set_active_memcg(d->memcg);
@@ -315,7 +318,7 @@ static void drain_work(struct work_struct *work)
 	} else {
 		complete(&d->started);
 		err = drain_all(d);
-		vas_store_simple(VIRTIO_VAS_OP_CLOSE, d->handle, 0);
+		vas_store_close(d->handle, 0);
 		drop_entries(&d->blocks);
 		drop_entries(&d->pages);
 		drain_end(d, d->count, err);
@@ -407,7 +410,7 @@ long vas_ioctl_drain(void __user *uarg)
 		goto out;
 
 	refcount_inc(&d->refs);
-	INIT_WORK(&d->work, drain_work);
+	INIT_WORK(&d->work, vas_drain_work);
 	queue_work(system_unbound_wq, &d->work);
 	err = -EINTR;
 	if (wait_for_completion_killable(&d->started))

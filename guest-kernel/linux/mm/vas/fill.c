@@ -209,7 +209,7 @@ static int fill_map(struct fill *f)
 	err = vas_store_open_map(f->vas->map, &batch.handle, VAS_CALL_KILLABLE);
 	if (!err) {
 		err = map_all(f, &batch);
-		vas_store_simple(VIRTIO_VAS_OP_CLOSE, batch.handle, 0);
+		vas_store_close(batch.handle, 0);
 	} else if (err == -ENOENT) {
 		err = -ESTALE;
 	}

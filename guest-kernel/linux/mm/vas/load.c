@@ -141,7 +141,7 @@ static int load_read(const char *name, struct vas_loaded **vases, u32 *count)
 	err = err ?: vas_meta_parse(meta, len, &info, vases, count);
 	kvfree(meta);
 out_close:
-	vas_store_simple(VIRTIO_VAS_OP_CLOSE, handle, 0);
+	vas_store_close(handle, 0);
 	return err;
 }
 

@@ -135,15 +135,14 @@ static void request_orphan(struct work_struct *work)
 
 	if ((op == VIRTIO_VAS_OP_CREATE || op == VIRTIO_VAS_OP_OPEN) &&
 	    !request_result(r))
-		vas_store_simple(VIRTIO_VAS_OP_CLOSE,
-				 le64_to_cpu(r->response.value), 0);
+		vas_store_close(le64_to_cpu(r->response.value), 0);
 	request_free(r);
 }
 
 static struct vas_request *request_new(struct vas_store *store,
-				       const struct vas_call *call)
+				       const struct vas_call *call, gfp_t gfp)
 {
-	struct vas_request *r = kzalloc(sizeof(*r), GFP_KERNEL);
+	struct vas_request *r = kzalloc(sizeof(*r), gfp);
 
 	if (!r)
 		return NULL;
@@ -160,13 +159,13 @@ static struct vas_request *request_new(struct vas_store *store,
 	r->in_len = call->in_len;
 	r->out_len = call->out_len;
 	if (call->in_len) {
-		r->in = kvmalloc(call->in_len, GFP_KERNEL);
+		r->in = kvmalloc(call->in_len, gfp);
 		if (!r->in)
 			goto out_free;
 		memcpy(r->in, call->in, call->in_len);
 	}
 	if (call->out_len) {
-		r->out = kvzalloc(call->out_len, GFP_KERNEL);
+		r->out = kvzalloc(call->out_len, gfp);
 		if (!r->out)
 			goto out_free;
 	}
@@ -202,7 +201,7 @@ static struct scatterlist *add_buffer(struct scatterlist *sg, void *buf,
 	return sg;
 }
 
-static int request_submit(struct vas_request *r, bool killable)
+static int request_submit(struct vas_request *r, bool killable, gfp_t gfp)
 {
 	unsigned int nr_out = 1 + buffer_pieces(r->in, r->in_len);
 	unsigned int nr_in = 1 + buffer_pieces(r->out, r->out_len);
@@ -210,7 +209,7 @@ static int request_submit(struct vas_request *r, bool killable)
 	struct vas_queue *q = r->queue;
 	int err;
 
-	sg = kvmalloc_array(nr_out + nr_in, sizeof(*sg), GFP_KERNEL);
+	sg = kvmalloc_array(nr_out + nr_in, sizeof(*sg), gfp);
 	if (!sg)
 		return -ENOMEM;
 	sg_init_table(sg, nr_out);
@@ -278,20 +277,22 @@ static void request_end(struct vas_request *r, u32 len, int err)
 int vas_store_call(struct vas_call *call, unsigned int flags)
 {
 	bool killable = flags & VAS_CALL_KILLABLE;
+	bool nofail = flags & VAS_CALL_NOFAIL;
+	gfp_t gfp = nofail ? GFP_KERNEL | __GFP_NOFAIL : GFP_KERNEL;
 	struct vas_store *store = store_get();
 	struct vas_request *r;
 	int err;
 
 	if (!store)
 		return -ENODEV;
-	r = request_new(store, call);
+	r = request_new(store, call, gfp);
 	if (!r) {
 		store_put(store);
 		return -ENOMEM;
 	}
 	r->queue = &store->queue[flags & VAS_CALL_URGENT ?
 				 VIRTIO_VAS_RELEASEQ : VIRTIO_VAS_REQUESTQ];
-	err = request_submit(r, killable);
+	err = request_submit(r, killable && !nofail, gfp);
 	if (err)
 		goto out_free;
 	err = request_wait(r, killable);
@@ -313,12 +314,19 @@ out:
 	return err;
 }
 
-/* COMMIT or CLOSE. */
-int vas_store_simple(u32 op, u64 handle, unsigned int flags)
+int vas_store_commit(u64 handle)
 {
-	struct vas_call call = { .op = op, .handle = handle };
+	struct vas_call call = { .op = VIRTIO_VAS_OP_COMMIT, .handle = handle };
 
-	return vas_store_call(&call, flags);
+	return vas_store_call(&call, 0);
+}
+
+/* There are few handles: none is left open but where the device is gone. */
+void vas_store_close(u64 handle, unsigned int flags)
+{
+	struct vas_call call = { .op = VIRTIO_VAS_OP_CLOSE, .handle = handle };
+
+	vas_store_call(&call, flags | VAS_CALL_NOFAIL);
 }
 
 /* A draft of a new snapshot. */
@@ -355,7 +363,7 @@ int vas_store_open(const char *name, u64 *handle,
 	if (call.out_got == sizeof(*info) &&
 	    !strncmp(info->name, name, sizeof(info->name)))
 		return 0;
-	vas_store_simple(VIRTIO_VAS_OP_CLOSE, *handle, flags);
+	vas_store_close(*handle, flags);
 	return -EPROTO;
 }
 

@@ -39,13 +39,16 @@ struct vas_call {
 #define VAS_CALL_KILLABLE	(1U << 0)
 /* Goes by the queue on which nothing takes long: for reclaim. */
 #define VAS_CALL_URGENT		(1U << 1)
+/* Is sent, come what may: waits for memory.  For small ones that undo something. */
+#define VAS_CALL_NOFAIL		(1U << 2)
 
 bool vas_store_present(void);
 int vas_store_call(struct vas_call *call, unsigned int flags);
 int vas_store_create(const char *name, u64 *handle);
 int vas_store_open(const char *name, u64 *handle,
 		   struct virtio_vas_snapshot *info, unsigned int flags);
-int vas_store_simple(u32 op, u64 handle, unsigned int flags);
+int vas_store_commit(u64 handle);
+void vas_store_close(u64 handle, unsigned int flags);
 
 /* report.c */
 void vas_report_start(void);
