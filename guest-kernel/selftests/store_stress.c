@@ -3,11 +3,10 @@
  * Many at once: drains, evictions, attaches, loads and deletions, while memory is
  * reclaimed and swapped.  Whatever comes back is what was captured.
  */
-#include "vas_pair.h"
+#include "vas_store.h"
 
 #define WORKERS	4
 #define ROUNDS	12
-#define SMALL	(BASE + 16 * MiB)
 
 static long t_map_both(ulong a, ulong b, ulong c)
 {
@@ -38,58 +37,40 @@ static long attach_and_check(int fd, ulong seed)
 	return ret;
 }
 
-static int evict(int fd)
-{
-	struct vas_evict arg = {};
-
-	return ret_errno(ioctl(fd, VAS_IOC_EVICT, &arg));
-}
-
 /* One VAS through all that there is; 0, or the line where it went wrong. */
 static int round_trip(struct target *t, int worker, int n)
 {
-	struct vas_drain drain = { .count = 1, .flags = n % 2 };
-	struct vas_store_delete del = {};
-	struct vas_store_load load = {};
 	ulong seed = worker * 1000 + n * 2;
+	uint32_t count = 0;
 	char name[64];
-	struct vas_stat st;
-	uint64_t id;
 	int s = vas_session(), fd;
 
 	snprintf(name, sizeof(name), "stress-%d-%d-%d", getpid(), worker, n);
-	strcpy(drain.name, name);
-	strcpy(del.name, name);
-	strcpy(load.name, name);
 	if (tcall(t, t_fill_both, seed, 0, 0))
 		return __LINE__;
-	fd = vas_create(s, name, 0600, &id);
+	fd = vas_create(s, name, 0600, NULL);
 	if (fd < 0 || vas_capture(fd, t->pid, 0, NULL))
 		return __LINE__;
-	drain.ids = (ulong)&id;
-	if (ioctl(s, VAS_IOC_DRAIN, &drain))
+	if (drain(s, name, &fd, 1, n % 2 ? VAS_DRAIN_SYNC : 0))
 		return __LINE__;
 	if (tcall(t, t_fill_both, seed + 1, 0, 0) || attach_and_check(fd, seed))
 		return __LINE__;
-	do {
+	while (store_state(fd) == VAS_STORE_DRAINING)
 		usleep(1000);
-		if (vas_stat(fd, &st))
-			return __LINE__;
-	} while (st.store == VAS_STORE_DRAINING);
-	if (st.store == VAS_STORE_HOT)
+	if (store_state(fd) != VAS_STORE_STORED && store_state(fd) != VAS_STORE_COLD)
 		return __LINE__;
 	for (int i = 0; i < 3; i++)
-		if (evict(fd) || attach_and_check(fd, seed))
+		if (evict(fd, NULL) || attach_and_check(fd, seed))
 			return __LINE__;
 	if (tcall(t, t_check_both, seed + 1, 0, 0) || vas_delete(fd, 0))
 		return __LINE__;
 	close(fd);
-	if (ioctl(s, VAS_IOC_STORE_LOAD, &load))
+	if (load(s, name, NULL, &count))
 		return __LINE__;
-	fd = vas_open(s, 0, name, VAS_ACCESS_READ | VAS_ACCESS_WRITE);
+	fd = vas_open(s, 0, name, ALL_FLAGS);
 	if (fd < 0 || attach_and_check(fd, seed) || attach_and_check(fd, seed))
 		return __LINE__;
-	if (ioctl(s, VAS_IOC_STORE_DELETE, &del))
+	if (store_delete(s, name))
 		return __LINE__;
 	close(fd);
 	close(s);
@@ -122,11 +103,8 @@ TEST(what_comes_back_is_what_was_captured)
 {
 	pid_t pids[WORKERS], reclaimer;
 	int session = vas_session();
-	struct vas_info info = {};
 
-	ioctl(session, VAS_IOC_INFO, &info);
-	if (!(info.features & VAS_FEATURE_STORE))
-		SKIP(return, "no store");
+	NEED_STORE(session);
 	if (kernel_has("/sys/block/zram0")) {
 		swap_off();
 		ASSERT_EQ(0, swap_on());
