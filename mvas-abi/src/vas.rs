@@ -1,7 +1,7 @@
 //! Mirror of `<linux/vas.h>`.
 
 /// Version of the interface that this crate speaks.
-pub const VAS_ABI_VERSION: u32 = 2;
+pub const VAS_ABI_VERSION: u32 = 3;
 /// Longest VAS name in bytes, with its terminating NUL.
 pub const VAS_NAME_MAX: usize = 128;
 
@@ -162,8 +162,10 @@ pub struct VasStat {
     pub drain_error: i32,
     /// 4 KiB pages that are in the store.
     pub drained_pages: u64,
+    /// `created_ns` of its snapshot in the store, while it is there; else 0.
+    pub stored_ns: u64,
     /// Zero.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
 }
 
 /// `struct vas_range`.
@@ -292,6 +294,8 @@ pub struct VasStoreLoad {
 pub struct VasStoreDelete {
     /// NUL-terminated name of the snapshot.
     pub name: [u8; VAS_NAME_MAX],
+    /// Only the one that was made then; 0: whichever it is.
+    pub created_ns: u64,
     /// Zero.
     pub flags: u32,
     /// Zero.

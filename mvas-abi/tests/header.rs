@@ -86,7 +86,8 @@ fn vas() -> Mirror {
     });
     check_struct!(m, VasStat = "vas_stat" {
         id, name, mode, uid, gid, state, created_ns, vmas, bytes, pages, huge_pages,
-        swap_pages, attaches, users, store, drain_error, drained_pages, reserved,
+        swap_pages, attaches, users, store, drain_error, drained_pages, stored_ns,
+        reserved,
     });
     check_struct!(m, VasRange = "vas_range" { start, end, pages, prot, flags });
     check_struct!(m, VasRanges = "vas_ranges" { start, ranges, count, reserved });
@@ -100,7 +101,7 @@ fn vas() -> Mirror {
         skip, snapshots, count, reserved, total,
     });
     check_struct!(m, VasStoreLoad = "vas_store_load" { name, ids, count, flags, reserved });
-    check_struct!(m, VasStoreDelete = "vas_store_delete" { name, flags, reserved });
+    check_struct!(m, VasStoreDelete = "vas_store_delete" { name, created_ns, flags, reserved });
     check_numbers!(
         m,
         VAS_ABI_VERSION,

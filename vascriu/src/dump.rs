@@ -37,7 +37,7 @@ pub enum Error {
     Criu(#[from] criu::Error),
     /// It did not go to the snapshot store, as it should.
     #[error(
-        "the snapshot `{name}` is whole, in this guest's memory, but not in the snapshot store"
+        "the snapshot `{name}` is whole, in this guest's memory, but not in the snapshot store (`vascriu drain {name}` tries again)"
     )]
     NotStored {
         /// The snapshot.

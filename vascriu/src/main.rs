@@ -12,7 +12,7 @@ use vascriu::dump::Keep;
 use vascriu::name::Name;
 use vascriu::restore::Source;
 use vascriu::store::{self, Hold, Store};
-use vascriu::{check, dump, options, restore};
+use vascriu::{check, dump, options, restore, stored};
 
 mod listing;
 
@@ -83,6 +83,20 @@ enum Command {
     Evict {
         /// The snapshot
         name: Name,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put snapshots into the snapshot store that are not there: dumped with --guest-only,
+    /// or when the store was full
+    #[command(after_help = "Example:\n  vascriu drain web --sync && vascriu evict web")]
+    Drain {
+        /// The snapshots
+        #[arg(required = true)]
+        names: Vec<Name>,
+        /// Return when they are complete there
+        #[arg(long)]
+        sync: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -184,6 +198,7 @@ fn run(start: Instant) -> anyhow::Result<ExitCode> {
         Command::Ls { json } => listing::ls(json),
         Command::Show { name, json } => listing::show(&name, json),
         Command::Evict { name, json } => evict(&name, json),
+        Command::Drain { names, sync, json } => drain(&names, sync, json),
         Command::Rm { names, force } => rm(&names, force),
         Command::Check { json } => run_check(json),
         Command::Gc { dry_run } => gc(dry_run),
@@ -290,6 +305,31 @@ fn evict(name: &Name, json: bool) -> anyhow::Result<ExitCode> {
         println!("{name}: {} of this guest's memory are free", mib(pages));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn drain(names: &[Name], sync: bool, json: bool) -> anyhow::Result<ExitCode> {
+    let store = Store::open()?;
+    let mut code = ExitCode::SUCCESS;
+    let mut done = Vec::new();
+    for name in names {
+        match stored::drain(&store, name, sync) {
+            Ok(kept) => done.push((name, kept)),
+            Err(e) => {
+                let e = anyhow::Error::from(e);
+                eprintln!("vascriu: cannot drain {name}: {e:#}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    if json {
+        let row = |(name, kept)| serde_json::json!({"name": name, "kept": kept});
+        print_json(&done.into_iter().map(row).collect::<Vec<_>>())?;
+    } else {
+        for (name, kept) in done {
+            println!("{name}: {kept}");
+        }
+    }
+    Ok(code)
 }
 
 fn rm(names: &[Name], force: bool) -> anyhow::Result<ExitCode> {

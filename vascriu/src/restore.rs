@@ -40,6 +40,20 @@ pub enum Error {
     /// It does not come from the snapshot store.
     #[error("cannot bring it from the snapshot store")]
     Stored(#[from] stored::Error),
+    /// The images outlived their memory.
+    #[error("{why}; the snapshot store has {}", if *.stored {
+        format!("a `{name}`: `vascriu restore {name}`")
+    } else {
+        format!("no `{name}` for this microVM either")
+    })]
+    OtherBoot {
+        /// Of which snapshot they are.
+        name: Name,
+        /// Of which boot.
+        why: manifest::Error,
+        /// Whether the snapshot store has one of that name.
+        stored: bool,
+    },
     /// CRIU.
     #[error(transparent)]
     Criu(#[from] criu::Error),
@@ -92,6 +106,22 @@ pub struct Restored {
     pub pages_read: u64,
 }
 
+/// Brings a snapshot from the snapshot store, if that has it.
+fn bring(store: &Store, session: &Session, name: &Name) -> Result<(), Error> {
+    if !session.has_store()? {
+        return Ok(());
+    }
+    let _lock = store.lock_in_turn(name)?;
+    // Another restore may have been first.
+    if store.has(name) {
+        return Ok(());
+    }
+    match stored::load(store, session, name) {
+        Err(stored::Error::Device(device::Error::NotStored(_))) => Ok(()),
+        done => Ok(done?),
+    }
+}
+
 /// A directory that goes with its owner.
 struct Work(PathBuf);
 
@@ -121,12 +151,8 @@ impl Restore {
         store.recover()?;
         let images = match &self.source {
             Source::Name(name) => {
-                if !store.has(name) && stored::has(&session, name)? {
-                    let _lock = store.lock_in_turn(name)?;
-                    // Another restore may have been first.
-                    if !store.has(name) {
-                        stored::load(&store, &session, name)?;
-                    }
+                if !store.has(name) {
+                    bring(&store, &session, name)?;
                 }
                 store.images(name)?
             }
@@ -137,8 +163,18 @@ impl Restore {
             })?,
         };
         let manifest = Manifest::load(&images)?;
-        let _lock = store.lock(&manifest.header.name.parse()?, Hold::Shared)?;
-        drop(manifest.open_all(&session)?);
+        let name: Name = manifest.header.name.parse()?;
+        let _lock = store.lock(&name, Hold::Shared)?;
+        match manifest.open_all(&session) {
+            Ok(vases) => drop(vases),
+            Err(why @ manifest::Error::OtherBoot { .. })
+                if matches!(self.source, Source::Images(_)) =>
+            {
+                let stored = stored::has(&session, &name)?;
+                return Err(Error::OtherBoot { name, why, stored });
+            }
+            Err(e) => return Err(e.into()),
+        }
         drop(session);
         let work = Work::new(&store)?;
         self.restore(&manifest, &images, &work.0, start)

@@ -5,16 +5,20 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
 
 use memmap2::MmapMut;
 use serde::Serialize;
 
-use crate::device::{self, Kept, Session, Stat, VAS_ACCESS_READ, VAS_ACCESS_WRITE, VasFile, VasId};
+use crate::device::{
+    self, Kept, Session, Stat, StoredSnapshot, VAS_ACCESS_READ, VAS_ACCESS_WRITE, VasFile, VasId,
+};
 use crate::manifest::{self, Manifest};
 use crate::name::Name;
 use crate::pack;
 use crate::process::{self, PidFd};
-use crate::store::{self, Store};
+use crate::store::{self, Hold, Store};
 
 /// More than the images of a snapshot have: 64 GiB.
 const MAX_IMAGES: u64 = 64 << 30;
@@ -59,17 +63,19 @@ pub struct Ready {
 }
 
 impl Ready {
-    /// Puts the images of a snapshot that is whole into a VAS of their own.
+    /// Puts the images of a snapshot that is whole into a VAS of their own, if an
+    /// earlier drain has not left it.
     ///
     /// # Errors
     /// See [`Error`]; then there is no such VAS.
     pub fn new(name: &Name, images: &Path) -> Result<Self, Error> {
         let session = Session::open()?;
         let manifest = Manifest::load(images)?;
-        let memory = pack::pack(images, store::is_image)?;
-        let (id, vas) = session.create(&name.images_vas(), 0o600)?;
-        vas.capture_own(myself()?.as_fd(), &memory)?;
-        session.commit()?;
+        let id = match session.vas_by_name(&name.images_vas(), VAS_ACCESS_READ) {
+            Ok(vas) => vas.stat()?.id,
+            Err(device::Error::Gone { .. }) => Self::capture_images(&session, name, images)?,
+            Err(e) => return Err(e.into()),
+        };
         let tasks = manifest.tasks.iter().map(|t| t.vas);
         Ok(Self {
             session,
@@ -78,12 +84,71 @@ impl Ready {
         })
     }
 
+    fn capture_images(session: &Session, name: &Name, images: &Path) -> Result<VasId, Error> {
+        let memory = pack::pack(images, store::is_image)?;
+        let (id, vas) = session.create(&name.images_vas(), 0o600)?;
+        vas.capture_own(myself()?.as_fd(), &memory)?;
+        session.commit()?;
+        Ok(id)
+    }
+
     /// Begins to put the snapshot into the store; with `sync`, does so to the end.
     ///
     /// # Errors
     /// As [`Session::drain`].
     pub fn drain(&self, sync: bool) -> Result<(), Error> {
         Ok(self.session.drain(self.name.as_str(), &self.vases, sync)?)
+    }
+}
+
+/// Puts a snapshot that this guest has into the store, or goes on with that; says where
+/// it is then. With `sync` that is the store.
+///
+/// # Errors
+/// See [`Error`]; then it is in this guest as before.
+pub fn drain(store: &Store, name: &Name, sync: bool) -> Result<Kept, Error> {
+    let session = Session::open()?;
+    if !session.has_store()? {
+        return Err(device::Error::NoStore.into());
+    }
+    let lock = store.lock(name, Hold::Alone)?;
+    let images = store.images(name)?;
+    let vases = store::stat_vases(name)?;
+    let mut kept = Whereabouts::of(&vases).kept;
+    if matches!(kept, Kept::Stored | Kept::Cold) {
+        let is_it = |s: &StoredSnapshot| {
+            s.name == name.as_str() && vases.iter().all(|v| v.stored_ns == s.created_ns)
+        };
+        if session.stored()?.iter().any(is_it) {
+            return Ok(kept);
+        }
+        // Removed there, perhaps by another microVM.
+        store::notice_loss(name)?;
+        kept = Kept::Hot;
+    }
+    if kept == Kept::Hot {
+        let ready = Ready::new(name, &images)?;
+        drop(lock); // it can be restored meanwhile
+        ready.drain(sync)?;
+        return Ok(if sync { Kept::Stored } else { Kept::Draining });
+    }
+    drop(lock);
+    if sync { wait(name) } else { Ok(kept) }
+}
+
+/// Waits for the end of a drain that somebody else began.
+fn wait(name: &Name) -> Result<Kept, Error> {
+    loop {
+        let at = Whereabouts::of(&store::stat_vases(name)?);
+        match (at.kept, at.drain_error) {
+            (Kept::Draining, _) => sleep(Duration::from_millis(10)),
+            (Kept::Hot, Some(errno)) => {
+                return Err(Session::drain_failed(name.as_str(), errno).into());
+            }
+            // Removed meanwhile.
+            (Kept::Hot, None) => return Err(store::Error::Unknown(name.clone()).into()),
+            (kept, _) => return Ok(kept),
+        }
     }
 }
 
@@ -235,11 +300,9 @@ impl Whereabouts {
 
 impl std::fmt::Display for Whereabouts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.kept {
-            Kept::Hot => f.write_str("hot")?,
-            Kept::Draining => write!(f, "draining {} %", self.drained_percent.unwrap_or(0))?,
-            Kept::Stored => f.write_str("stored")?,
-            Kept::Cold => f.write_str("cold")?,
+        self.kept.fmt(f)?;
+        if let Some(percent) = self.drained_percent {
+            write!(f, " {percent} %")?;
         }
         match self.drain_error {
             Some(e) => write!(
@@ -335,6 +398,7 @@ mod tests {
             store,
             drain_error,
             drained_pages,
+            stored_ns: 0,
         }
     }
 

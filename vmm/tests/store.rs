@@ -124,15 +124,37 @@ fn ls_tells_what_each_snapshot_has_and_who_uses_it() {
     assert_eq!(one["own_bytes"], BLOCK);
     assert_eq!(one["shared_bytes"], BLOCK);
     assert_eq!(one["extents"], 2);
-    // The block that both have is in use, so both are.
-    assert_eq!(one["used_by"][0], "user");
+    // Of its two blocks, "user" has the one that "two" has as well.
+    assert_eq!(one["kept"], "hot");
+    let used = serde_json::json!([{"vm": "user", "extents": 1}]);
+    assert_eq!(one["used_by"], used);
     assert_eq!(list[1]["name"], "two");
 
     let (table, _) = shm.ends(&["snapshots", "ls"], 0);
     let line = table.lines().find(|line| line.starts_with("two")).unwrap();
     let words: Vec<_> = line.split_whitespace().collect();
     assert_eq!(words[1..6], ["1", "4M", "2M", "2M", "2"], "{table}");
-    assert_eq!(words[7..], ["maker", "user"], "{table}");
+    assert_eq!(words[7..], ["hot", "maker", "user"], "{table}");
+    assert!(table.contains("user (1 of 2)\n"), "{table}");
+}
+
+#[test]
+fn a_snapshot_is_cold_when_no_running_vm_uses_it() {
+    let shm = Shm::with_snapshots();
+    let two = || shm.json(&["snapshots", "ls"], 0)[1].clone();
+    assert_eq!(
+        (&two()["kept"], &two()["used_by"]),
+        (&"cold".into(), &Value::Array(vec![]))
+    );
+    let user = shm.store().start_run("user", BLOCK).unwrap();
+    let seen = user.open(&"two".parse().unwrap()).unwrap();
+    assert_eq!(two()["kept"], "hot");
+    // As a guest does that evicts the snapshot.
+    drop(seen);
+    assert_eq!(two()["kept"], "cold");
+    let (text, _) = shm.ends(&["snapshots", "show", "two"], 0);
+    assert!(text.contains("kept:       cold\n"), "{text}");
+    assert!(text.contains("used by:    no running VM\n"), "{text}");
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl ServerError {
                 StoreError::NotFound(_) => Status::NotFound,
                 StoreError::Exists(_) | StoreError::Drafted(_) => Status::Exists,
                 StoreError::Limit { .. } | StoreError::Full(_) => Status::NoSpace,
-                StoreError::BadMeta(_) => Status::BadMeta,
+                StoreError::BadMeta(_) | StoreError::Broken { .. } => Status::BadMeta,
                 _ => Status::Host,
             },
         }

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mvas_abi::virtio_vas::{VIRTIO_VAS_MAX_BYTES, VIRTIO_VAS_MAX_META, VirtioVasSnapshot};
 use zerocopy::IntoBytes;
 
-use crate::store::{Head, SnapshotName, StoreRun};
+use crate::store::{Head, SnapshotName, StoreError, StoreRun};
 use handles::{Handles, MAX_META, Open, OpenDraft};
 use request::{Handle, Request};
 use table::BlockTable;
@@ -154,7 +154,7 @@ impl Server {
             Request::Release(ranges) => self.release(&ranges, call),
             Request::Close(handle) => self.close(handle),
             Request::List(skip) => self.list(skip, call),
-            Request::Delete(name) => self.delete(&name),
+            Request::Delete(name, created_ns) => self.delete(&name, created_ns),
         }
     }
 
@@ -180,10 +180,19 @@ impl Server {
 
     fn open(&self, name: &SnapshotName, call: &mut Call<'_>) -> Result<(), ServerError> {
         lock(&self.handles).check_room(0)?;
-        let snapshot = self.run.open(name)?;
-        if !self.is_granted(&snapshot) {
+        let opened = self.run.open(name);
+        let granted = match &opened {
+            Ok(snapshot) => self.is_granted(snapshot),
+            // It may not even tell whose it is.
+            Err(StoreError::Broken { .. }) => {
+                self.grant == Grant::All || self.granted(name)?.is_some()
+            }
+            Err(_) => true,
+        };
+        if !granted {
             return Err(ServerError::NotGranted);
         }
+        let snapshot = opened?;
         let described = describe(&snapshot);
         if call.room < size_of_val(&described) {
             return Err(ServerError::BadRequest("there is no room for the answer"));
@@ -232,14 +241,23 @@ impl Server {
         Ok(())
     }
 
-    fn delete(&self, name: &SnapshotName) -> Result<(), ServerError> {
-        let heads = self.run.store().heads()?;
-        let known = heads.iter().find(|head| head.name == *name);
-        if known.is_some_and(|head| !self.is_granted(head)) {
-            return Err(ServerError::NotGranted);
+    fn delete(&self, name: &SnapshotName, created_ns: u64) -> Result<(), ServerError> {
+        let store = self.run.store();
+        match self.granted(name)? {
+            Some(head) if created_ns == 0 || created_ns == head.created_ns => {
+                store.remove_made_at(name, head.created_ns)?;
+            }
+            // It is broken, or there is none.
+            None if created_ns == 0 && self.grant == Grant::All => drop(store.remove(name)?),
+            _ => return Err(StoreError::NotFound(name.clone()).into()),
         }
-        self.run.store().remove(name)?;
         Ok(())
+    }
+
+    /// What the snapshot is, if it tells and is granted.
+    fn granted(&self, name: &SnapshotName) -> Result<Option<Arc<Head>>, ServerError> {
+        let mut heads = self.run.store().heads()?.into_iter();
+        Ok(heads.find(|head| head.name == *name && self.is_granted(head)))
     }
 
     fn is_granted(&self, head: &Head) -> bool {

@@ -69,8 +69,8 @@ pub enum Request<'a> {
     Close(Handle),
     /// Lists snapshots, less so many.
     List(u64),
-    /// Removes a snapshot.
-    Delete(SnapshotName),
+    /// Removes a snapshot; unless 0, only one that was created then.
+    Delete(SnapshotName, u64),
 }
 
 /// Reads a request and its payload.
@@ -102,7 +102,7 @@ pub fn decode(bytes: &[u8]) -> Result<Request<'_>, ServerError> {
     );
     let uses_arg = matches!(
         op,
-        VIRTIO_VAS_OP_META | VIRTIO_VAS_OP_FETCH | VIRTIO_VAS_OP_LIST
+        VIRTIO_VAS_OP_META | VIRTIO_VAS_OP_FETCH | VIRTIO_VAS_OP_LIST | VIRTIO_VAS_OP_DELETE
     );
     let uses_count = matches!(
         op,
@@ -118,7 +118,7 @@ pub fn decode(bytes: &[u8]) -> Result<Request<'_>, ServerError> {
     match op {
         VIRTIO_VAS_OP_CREATE => Ok(Request::Create(name(payload)?)),
         VIRTIO_VAS_OP_OPEN => Ok(Request::Open(name(payload)?)),
-        VIRTIO_VAS_OP_DELETE => Ok(Request::Delete(name(payload)?)),
+        VIRTIO_VAS_OP_DELETE => Ok(Request::Delete(name(payload)?, arg)),
         VIRTIO_VAS_OP_PUBLISH => Ok(Request::Publish(handle, blocks(payload, count)?)),
         VIRTIO_VAS_OP_COPY => Ok(Request::Copy(handle, pages(payload, count)?)),
         VIRTIO_VAS_OP_MAP => Ok(Request::Map(handle, map_entries(payload, count)?)),
@@ -314,7 +314,7 @@ mod tests {
             ),
             (request(10, 0, 7, 0, &[]), Request::Close(Handle(7))),
             (request(11, 0, 0, 9, &[]), Request::List(9)),
-            (request(12, 0, 0, 0, &named), Request::Delete(name)),
+            (request(12, 0, 0, 9, &named), Request::Delete(name, 9)),
         ];
         for (bytes, expected) in cases {
             assert_eq!(decode(&bytes).unwrap(), expected);

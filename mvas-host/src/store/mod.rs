@@ -43,7 +43,7 @@ pub use error::StoreError;
 pub use extent::{BLOCK, Extent, ExtentList, ExtentRun};
 pub use id::{RunId, SnapshotName};
 pub use manifest::{Head, Manifest, ManifestError};
-pub use report::{CheckReport, Problem, SnapshotEntry, SnapshotFacts, SnapshotState};
+pub use report::{CheckReport, Kept, Problem, SnapshotEntry, SnapshotFacts, SnapshotState, User};
 pub use run::StoreRun;
 pub use sweep::{BrokenSnapshot, Freed};
 

@@ -58,8 +58,31 @@ pub struct SnapshotFacts {
     pub shared_bytes: u64,
     /// Bytes of metadata.
     pub meta_bytes: u64,
-    /// Living VMs that use its extents.
-    pub used_by: Vec<String>,
+    /// Whether a living VM uses its extents.
+    pub kept: Kept,
+    /// Living VMs that do.
+    pub used_by: Vec<User>,
+}
+
+/// Where a snapshot's memory is, as far as the store can know. What a guest has in frames of
+/// its own, such as the pages that were copied for the snapshot, it cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kept {
+    /// In guest memory: a living VM uses some of its extents.
+    Hot,
+    /// In the store only.
+    Cold,
+}
+
+/// A living VM that uses a snapshot's extents: its guest's memory shows them, or it has the
+/// snapshot open, or it makes another one of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct User {
+    /// Its name.
+    pub vm: String,
+    /// How many it uses.
+    pub extents: u64,
 }
 
 /// What [`Store::check`] found.
@@ -161,7 +184,14 @@ fn facts(name: &SnapshotName, head: &Head, catalog: &Catalog, uses: &[Uses]) -> 
     let others = others.flat_map(|(_, head)| head.needed().runs());
     let others: ExtentSet = others.copied().collect();
     let own = needed.minus(&others).len();
-    let users = uses.iter().filter(|u| !u.extents.and(needed).is_empty());
+    let users = uses.iter().map(|u| (u, u.extents.and(needed)));
+    let users = users.filter(|(_, used)| !used.is_empty());
+    let used_by: Vec<User> = users
+        .map(|(u, used)| User {
+            vm: u.vm.clone(),
+            extents: used.len(),
+        })
+        .collect();
     SnapshotFacts {
         vm: head.vm.clone(),
         run: head.run,
@@ -172,7 +202,12 @@ fn facts(name: &SnapshotName, head: &Head, catalog: &Catalog, uses: &[Uses]) -> 
         own_bytes: own * BLOCK,
         shared_bytes: (needed.len() - own) * BLOCK,
         meta_bytes: head.meta_bytes,
-        used_by: users.map(|u| u.vm.clone()).collect(),
+        kept: if used_by.is_empty() {
+            Kept::Cold
+        } else {
+            Kept::Hot
+        },
+        used_by,
     }
 }
 

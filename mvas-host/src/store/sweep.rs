@@ -4,6 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde::Serialize;
@@ -12,6 +13,7 @@ use super::catalog::{self, Needed, RunState};
 use super::error::failed;
 use super::extent::{BLOCK, ExtentRun, ExtentSet};
 use super::id::{RunId, SnapshotName};
+use super::manifest::Head;
 use super::{Locked, Store, StoreError};
 
 /// A snapshot that cannot be used.
@@ -48,7 +50,31 @@ impl Store {
     /// # Errors
     /// There is no such snapshot, or it cannot be removed.
     pub fn remove(&self, name: &SnapshotName) -> Result<Freed, StoreError> {
+        self.lock()?.remove(name)
+    }
+
+    /// As [`Self::remove`], but only the snapshot that was made at this time: who has seen one
+    /// must not remove another that came to its name since.
+    ///
+    /// # Errors
+    /// There is no such snapshot, it is of another time or broken, or it cannot be removed.
+    pub fn remove_made_at(
+        &self,
+        name: &SnapshotName,
+        created_ns: u64,
+    ) -> Result<Freed, StoreError> {
         let locked = self.lock()?;
+        let heads = locked.catalog()?.heads;
+        let is_it = |(n, head): &(_, Arc<Head>)| n == name && head.created_ns == created_ns;
+        if !heads.iter().any(is_it) {
+            return Err(StoreError::NotFound(name.clone()));
+        }
+        locked.remove(name)
+    }
+}
+
+impl Locked<'_> {
+    fn remove(&self, name: &SnapshotName) -> Result<Freed, StoreError> {
         let path = self.dir().manifest(name);
         let meta = match fs::symlink_metadata(&path) {
             Ok(meta) => meta,
@@ -61,11 +87,9 @@ impl Store {
         // or if we are killed the next who opens the store.
         let gone = self.dir().snapshots().join(format!("{}.gone", meta.ino()));
         fs::rename(&path, &gone).map_err(failed("remove", &path))?;
-        locked.sweep(false)
+        self.sweep(false)
     }
-}
 
-impl Locked<'_> {
     /// Forgets what dead VM runs used and frees what nobody needs.
     pub fn sweep(&self, force: bool) -> Result<Freed, StoreError> {
         let catalog = self.catalog()?;

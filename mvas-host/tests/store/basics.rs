@@ -49,6 +49,21 @@ fn removing_the_last_snapshot_of_a_dead_run_leaves_nothing() {
 }
 
 #[test]
+fn who_means_one_snapshot_does_not_remove_a_later_one_of_that_name() {
+    let shm = Shm::new();
+    let run = shm.store.start_run("vm", 8 * MIB).unwrap();
+    (0..2).for_each(|block| fill(&run, block, 1));
+    let seen = snapshot(&run, "s", &[0]).unwrap().created_ns;
+    shm.store.remove(&name("s")).unwrap();
+    let later = snapshot(&run, "s", &[1]).unwrap().created_ns;
+    let refused = shm.store.remove_made_at(&name("s"), seen);
+    assert!(matches!(refused, Err(StoreError::NotFound(_))));
+    assert_eq!(shm.store.load(&name("s")).unwrap().created_ns, later);
+    shm.store.remove_made_at(&name("s"), later).unwrap();
+    assert!(shm.store.load(&name("s")).is_err());
+}
+
+#[test]
 fn what_a_guest_sees_survives_the_removal_of_its_snapshot() {
     let shm = Shm::new();
     let maker = shm.store.start_run("maker", 8 * MIB).unwrap();

@@ -104,7 +104,10 @@ fn what_another_process_sees_is_kept_until_it_lets_go() {
     let mut out = BufReader::new(worker.stdout.take().unwrap());
     wait_for(&mut out, "ready");
     let used_by = format!("{:?}", shm.store.snapshots().unwrap());
-    assert!(used_by.contains(r#"used_by: ["user"]"#), "{used_by}");
+    assert!(
+        used_by.contains(r#"used_by: [User { vm: "user", extents: "#),
+        "{used_by}"
+    );
 
     shm.store.remove(&name("s")).unwrap();
     assert_eq!(shm.ram_bytes(), 3 * BLOCK);

@@ -69,6 +69,11 @@ pub enum Error {
     /// The store has no such snapshot, or it was not granted to this microVM.
     #[error("the snapshot store has no `{0}` for this microVM")]
     NotStored(String),
+    /// The store has the snapshot, but not as it was written.
+    #[error(
+        "`{0}` in the snapshot store is broken and cannot be used: `mvasvm snapshots ls` on the host says why, `vascriu rm {0}` removes it"
+    )]
+    Broken(String),
     /// The store's snapshot names cannot be used again.
     #[error(
         "the snapshot store has a `{0}` already, perhaps of another microVM: choose another name"

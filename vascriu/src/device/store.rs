@@ -42,6 +42,7 @@ fn failed(call: &'static str, name: &str, source: io::Error) -> Error {
         Some(libc::EOPNOTSUPP) => Error::NoStore,
         Some(libc::EEXIST) if call == "DRAIN" => Error::StoreHas(name.into()),
         Some(libc::ENOENT) if call != "DRAIN" => Error::NotStored(name.into()),
+        Some(libc::EBADMSG) => Error::Broken(name.into()),
         Some(libc::ENOSPC) => Error::StoreFull,
         _ => Error::Call {
             call,
@@ -81,6 +82,12 @@ impl Session {
         unsafe { ioctl(self.0.as_fd(), VAS_IOC_DRAIN, &mut arg) }
             .map(drop)
             .map_err(|e| failed("DRAIN", name, e))
+    }
+
+    /// Why a drain failed that went on in the background, by [`super::Stat::drain_error`].
+    #[must_use]
+    pub fn drain_failed(name: &str, errno: i32) -> Error {
+        failed("DRAIN", name, io::Error::from_raw_os_error(errno))
     }
 
     /// The snapshots of the store that this microVM may use; none where there is no
@@ -144,13 +151,15 @@ impl Session {
         Ok(ids.into_iter().map(VasId).collect())
     }
 
-    /// Removes a snapshot from the store. A cold VAS of it is lost.
+    /// Removes a snapshot from the store; with `created_ns`, only the one that was made
+    /// then. A cold VAS of it is lost.
     ///
     /// # Errors
     /// [`Error::NotStored`], and what the kernel says.
-    pub fn unstore(&self, name: &str) -> Result<(), Error> {
+    pub fn unstore(&self, name: &str, created_ns: Option<u64>) -> Result<(), Error> {
         let mut arg = VasStoreDelete {
             name: c_name(name)?,
+            created_ns: created_ns.unwrap_or(0),
             flags: 0,
             reserved: 0,
         };

@@ -74,6 +74,9 @@ pub struct Stat {
     pub drain_error: i32,
     /// 4 KiB pages that are in the store.
     pub drained_pages: u64,
+    /// When the snapshot was made that it has in the store, by the host's clock: tells
+    /// it from a later one of that name. 0 where it has none.
+    pub stored_ns: u64,
 }
 
 /// Where a VAS's memory is.
@@ -88,6 +91,17 @@ pub enum Kept {
     Stored,
     /// In the store only.
     Cold,
+}
+
+impl std::fmt::Display for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Hot => "hot",
+            Self::Draining => "draining",
+            Self::Stored => "stored",
+            Self::Cold => "cold",
+        })
+    }
 }
 
 impl From<u32> for Kept {
@@ -286,7 +300,8 @@ impl VasFile {
             store: 0,
             drain_error: 0,
             drained_pages: 0,
-            reserved: [0; 2],
+            stored_ns: 0,
+            reserved: 0,
         };
         // SAFETY: STAT takes a VasStat, which holds no pointers.
         unsafe { ioctl(self.fd.as_fd(), VAS_IOC_STAT, &mut arg) }
@@ -309,6 +324,7 @@ impl VasFile {
             store: arg.store.into(),
             drain_error: arg.drain_error,
             drained_pages: arg.drained_pages,
+            stored_ns: arg.stored_ns,
         })
     }
 

@@ -20,7 +20,7 @@ use crate::name::Name;
 
 mod vases;
 
-pub use vases::{delete_vases, evict, is_the_only_copy, stat_vases};
+pub use vases::{delete_vases, evict, is_the_only_copy, notice_loss, stat_vases};
 
 /// Where snapshots are kept by default: a tmpfs, which dies with the VASes.
 pub const ROOT: &str = "/run/vascriu";
@@ -298,20 +298,21 @@ impl Store {
     pub fn remove(&self, name: &Name, force: bool) -> Result<(), Error> {
         let _lock = self.lock(name, Hold::Alone)?;
         if !self.has(name) {
-            return match Session::open()?.unstore(name.as_str()) {
+            return match Session::open()?.unstore(name.as_str(), None) {
                 Err(device::Error::NoStore | device::Error::NotStored(_)) => {
                     Err(Error::Unknown(name.clone()))
                 }
                 done => Ok(done?),
             };
         }
-        let in_store = match delete_vases(name, force) {
-            Err(Error::Device(device::Error::NoDevice)) => false,
+        let stored = match delete_vases(name, force) {
+            Err(Error::Device(device::Error::NoDevice)) => None,
             deleted => deleted?,
         };
         self.remove_place(name)?;
-        if in_store {
-            match Session::open()?.unstore(name.as_str()) {
+        if stored.is_some() {
+            match Session::open()?.unstore(name.as_str(), stored) {
+                // Another microVM has removed it, and perhaps made another.
                 Err(device::Error::NotStored(_)) => {}
                 done => done?,
             }

@@ -64,12 +64,32 @@ pub fn evict(store: &Store, name: &Name) -> Result<u64, Error> {
     Ok(pages.sum::<Result<_, _>>()?)
 }
 
+/// Makes the kernel see that the snapshot store no longer has the snapshot that these
+/// VASes were drained to: they are hot again.
+///
+/// # Errors
+/// [`device::Error::Lost`]: one is cold, and its memory gone; else `/dev/vas`'s.
+pub fn notice_loss(name: &Name) -> Result<(), Error> {
+    for vas in vases(name, VAS_ACCESS_READ | VAS_ACCESS_WRITE)? {
+        if vas.stat()?.store == Kept::Cold {
+            let vas = vas.name().into();
+            return Err(device::Error::Lost { vas }.into());
+        }
+        match vas.evict() {
+            // As expected; or it was hot before.
+            Err(device::Error::NotInStore { .. }) => {}
+            done => drop(done?),
+        }
+    }
+    Ok(())
+}
+
 /// Deletes all VASes of a snapshot, or none where one is in use; ends its drain.
-/// Says whether the snapshot store has the snapshot.
+/// Says when the snapshot was made that they have in the snapshot store, if one is there.
 ///
 /// # Errors
 /// `/dev/vas`'s.
-pub fn delete_vases(name: &Name, force: bool) -> Result<bool, Error> {
+pub fn delete_vases(name: &Name, force: bool) -> Result<Option<u64>, Error> {
     let vases = vases(name, VAS_ACCESS_READ | VAS_ACCESS_WRITE)?;
     if !force {
         for vas in &vases {
@@ -84,15 +104,15 @@ pub fn delete_vases(name: &Name, force: bool) -> Result<bool, Error> {
     for vas in &vases {
         vas.delete(force)?;
     }
-    let mut in_store = false;
+    let mut stored_ns = 0;
     for vas in &vases {
         // A drain notices soon; until then the snapshot may still become complete.
-        let mut kept = vas.stat()?.store;
-        while kept == Kept::Draining {
+        let mut stat = vas.stat()?;
+        while stat.store == Kept::Draining {
             sleep(Duration::from_millis(2));
-            kept = vas.stat()?.store;
+            stat = vas.stat()?;
         }
-        in_store |= kept != Kept::Hot;
+        stored_ns = stored_ns.max(stat.stored_ns);
     }
-    Ok(in_store)
+    Ok((stored_ns != 0).then_some(stored_ns))
 }

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use mvas_host::store::meta::{self, VasSummary};
 use mvas_host::store::{
-    Freed, SnapshotEntry, SnapshotFacts, SnapshotName, SnapshotState, Store, StoreError,
+    Freed, Kept, SnapshotEntry, SnapshotFacts, SnapshotName, SnapshotState, Store, StoreError, User,
 };
 use serde::Serialize;
 
@@ -35,7 +35,9 @@ enum SnapshotsCommand {
 ///
 /// VASES: virtual address spaces, one for each task and one for CRIU's images. MEMORY: what these
 /// have. OWN: host memory that goes with the snapshot, unless VMs use it; SHARED: host memory
-/// that other snapshots have, too. FROM: the VM that made it. USED BY: running VMs.
+/// that other snapshots have, too. KEPT: hot, if the memory of a running VM shows something of it;
+/// cold, if it is in the store only. FROM: the VM that made it. USED BY: running VMs, and how
+/// many of its extents each uses, unless all.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   mvasvm snapshots ls
@@ -104,14 +106,14 @@ fn ls(args: &LsArgs) -> Result<u8> {
     }
     writeln!(
         out,
-        "{:<24} {:>5} {:>8} {:>8} {:>8} {:>7} {:>5}  {:<16} USED BY",
-        "NAME", "VASES", "MEMORY", "OWN", "SHARED", "EXTENTS", "AGE", "FROM"
+        "{:<24} {:>5} {:>8} {:>8} {:>8} {:>7} {:>5}  {:<4}  {:<16} USED BY",
+        "NAME", "VASES", "MEMORY", "OWN", "SHARED", "EXTENTS", "AGE", "KEPT", "FROM"
     )?;
     for SnapshotEntry { name, state } in &entries {
         match state {
             SnapshotState::Complete(s) => writeln!(
                 out,
-                "{:<24} {:>5} {:>8} {:>8} {:>8} {:>7} {:>5}  {:<16} {}",
+                "{:<24} {:>5} {:>8} {:>8} {:>8} {:>7} {:>5}  {:<4}  {:<16} {}",
                 name.as_str(),
                 s.vases,
                 size(s.memory_bytes),
@@ -119,8 +121,9 @@ fn ls(args: &LsArgs) -> Result<u8> {
                 size(s.shared_bytes),
                 s.extents,
                 age(s),
+                kept(s),
                 s.vm,
-                s.used_by.join(" ")
+                users(s)
             )?,
             SnapshotState::Broken { reason } => {
                 writeln!(out, "{:<24} BROKEN: {reason}", name.as_str())?;
@@ -158,9 +161,9 @@ fn show(args: &ShowArgs) -> Result<u8> {
         };
         return json(&mut out, &shown);
     }
-    let used_by = match facts.used_by.join(" ") {
-        nobody if nobody.is_empty() => "no running VM".to_owned(),
-        vms => vms,
+    let used_by = match facts.kept {
+        Kept::Cold => "no running VM".to_owned(),
+        Kept::Hot => users(facts),
     };
     let extents = format!("{} of 2M", facts.extents);
     for (what, value) in [
@@ -172,6 +175,7 @@ fn show(args: &ShowArgs) -> Result<u8> {
         ("shared", size(facts.shared_bytes)),
         ("extents", extents),
         ("metadata", format!("{} bytes", facts.meta_bytes)),
+        ("kept", kept(facts).to_owned()),
         ("used by", used_by),
     ] {
         writeln!(out, "{:<12}{value}", format!("{what}:"))?;
@@ -233,6 +237,24 @@ fn json(out: &mut impl Write, value: &impl Serialize) -> Result<u8> {
     serde_json::to_writer_pretty(&mut *out, value)?;
     writeln!(out)?;
     Ok(0)
+}
+
+fn kept(snapshot: &SnapshotFacts) -> &'static str {
+    match snapshot.kept {
+        Kept::Hot => "hot",
+        Kept::Cold => "cold",
+    }
+}
+
+/// The VMs that use it, and how many of its extents where that is not all.
+fn users(snapshot: &SnapshotFacts) -> String {
+    let all = snapshot.extents;
+    let user = |user: &User| match user.extents {
+        some if some < all => format!("{} ({some} of {all})", user.vm),
+        _ => user.vm.clone(),
+    };
+    let users: Vec<String> = snapshot.used_by.iter().map(user).collect();
+    users.join(", ")
 }
 
 fn age(snapshot: &SnapshotFacts) -> String {

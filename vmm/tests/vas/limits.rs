@@ -3,12 +3,12 @@
 use std::sync::atomic::AtomicBool;
 
 use mvas_abi::virtio_vas::*;
-use mvas_host::server::{BLOCK, PAGE, Status};
+use mvas_host::server::{BLOCK, Grant, PAGE, Status};
 use mvas_host::store::{Store, StoreOptions};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::tmpfs::in_tmpfs;
-use crate::vm::{Setup, Vm, done, meta, store, store_with};
+use crate::vm::{Setup, Vm, done, meta, name_field, store, store_with};
 
 #[test]
 fn memory_outside_of_ram_is_a_bad_range_and_nothing_is_done() {
@@ -66,6 +66,63 @@ fn a_snapshot_whose_metadata_is_wrong_is_not_completed_and_may_be_mended() {
     assert_eq!(vm.named(VIRTIO_VAS_OP_OPEN, "s").status(), Status::NotFound);
     done(vm.publish(handle, &[1]));
     done(vm.commit(handle));
+}
+
+#[test]
+fn a_delete_that_means_one_snapshot_leaves_a_later_one_of_that_name() {
+    let (_folder, store) = store();
+    let vm = Vm::new(&store, "a");
+    let created = || {
+        let answer = done(vm.named(VIRTIO_VAS_OP_OPEN, "s"));
+        done(vm.close(answer.value));
+        let snapshot = VirtioVasSnapshot::read_from_bytes(&answer.payload).unwrap();
+        snapshot.created_ns.get()
+    };
+    let delete = |created_ns| vm.call(VIRTIO_VAS_OP_DELETE, 0, 0, created_ns, &name_field("s"));
+    vm.snapshot("s", &[0]);
+    let first = created();
+    done(delete(0));
+    vm.snapshot("s", &[0]);
+    assert_eq!(delete(first).status(), Status::NotFound);
+    let second = created();
+    done(delete(second));
+    assert_eq!(delete(second).status(), Status::NotFound);
+}
+
+#[test]
+fn a_broken_snapshot_is_told_to_those_who_may_have_it() {
+    let (folder, store) = store();
+    let guest = |name, grant| {
+        let setup = Setup {
+            grant,
+            ..Setup::default()
+        };
+        Vm::with(&store, name, setup)
+    };
+    let maker = guest("maker", Grant::Own);
+    let (other, all) = (guest("other", Grant::Own), guest("all", Grant::All));
+    maker.snapshot("s", &[0]);
+    let manifest = folder.path().join("store/snapshots/s.snap");
+    let whole = std::fs::read(&manifest).unwrap();
+    let opens = |vm: &Vm| vm.named(VIRTIO_VAS_OP_OPEN, "s").status();
+    let deletes = |vm: &Vm| vm.named(VIRTIO_VAS_OP_DELETE, "s").status();
+
+    // The metadata, at the end, is broken: the head still says who made it.
+    let mut bytes = whole.clone();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&manifest, &bytes).unwrap();
+    let seen = [&maker, &other, &all].map(opens);
+    assert_eq!(seen, [Status::BadMeta, Status::NotFound, Status::BadMeta]);
+    assert_eq!(deletes(&other), Status::NotFound);
+    assert_eq!(deletes(&maker), Status::Ok);
+
+    // The head is broken: whose it is nobody knows.
+    std::fs::write(&manifest, &whole[..whole.len() / 4]).unwrap();
+    let seen = [&maker, &other, &all].map(opens);
+    assert_eq!(seen, [Status::NotFound, Status::NotFound, Status::BadMeta]);
+    assert_eq!([&maker, &other].map(deletes), [Status::NotFound; 2]);
+    assert_eq!(deletes(&all), Status::Ok);
+    assert!(!manifest.exists());
 }
 
 #[test]

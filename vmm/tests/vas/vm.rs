@@ -90,9 +90,7 @@ impl Vm {
     }
 
     pub fn named(&self, op: u32, name: &str) -> Answer {
-        let mut field = name.as_bytes().to_vec();
-        field.resize(VIRTIO_VAS_NAME_MAX, 0);
-        self.call(op, 0, 0, 0, &field)
+        self.call(op, 0, 0, 0, &name_field(name))
     }
 
     pub fn create(&self, name: &str) -> u64 {
@@ -192,6 +190,13 @@ impl Vm {
 
 fn count<T>(entries: &[T]) -> u32 {
     entries.len().try_into().unwrap()
+}
+
+/// A name as requests have it.
+pub fn name_field(name: &str) -> Vec<u8> {
+    let mut field = name.as_bytes().to_vec();
+    field.resize(VIRTIO_VAS_NAME_MAX, 0);
+    field
 }
 
 /// An answer that must be a good one.

@@ -66,6 +66,7 @@ static int evict_check(struct vas *vas, unsigned int flags)
 		vas_store_close(handle, VAS_CALL_URGENT);
 	} else if (err == -ENOENT) {
 		vas_set_store(vas, VAS_STORE_HOT);
+		WRITE_ONCE(vas->stored_ns, 0);
 		vas_map_free(vas->map);
 		vas->map = NULL;
 		atomic64_set(&vas->drained, 0);

@@ -299,6 +299,8 @@ static void drain_end(struct drain *d, u32 count, int err)
 		} else {
 			vas->map = d->maps[i];
 			d->maps[i] = NULL;
+			WRITE_ONCE(vas->stored_ns, le64_to_cpu(
+					vas->map->snapshot.created_ns));
 		}
 		vas_set_store(vas, err ? VAS_STORE_HOT : VAS_STORE_STORED);
 		mutex_unlock(&vas->lock);

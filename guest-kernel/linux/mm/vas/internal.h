@@ -101,6 +101,7 @@ struct vas {
 
 	u32 store;			/* VAS_STORE_*; written under @lock */
 	int drain_error;		/* written under @lock */
+	u64 stored_ns;			/* written under @lock: of @map's snapshot */
 	struct vas_map *map;		/* by @lock; while STORED or COLD */
 	atomic64_t drained;		/* pages */
 	struct list_head evictable;	/* by vas_evictable_lock; while STORED */

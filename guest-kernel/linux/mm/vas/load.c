@@ -96,6 +96,7 @@ long vas_ioctl_store_delete(void __user *uarg)
 	if (!vas_store_present())
 		return -EOPNOTSUPP;
 	strscpy(name.name, arg.name);
+	call.arg = arg.created_ns;
 	return vas_store_call(&call, VAS_CALL_KILLABLE);
 }
 
@@ -162,6 +163,7 @@ static struct vas *load_create(struct vas_session *session,
 	vas->map = loaded->map;
 	atomic64_set(&vas->drained, vas->map->pages);
 	vas->store = VAS_STORE_COLD;
+	vas->stored_ns = le64_to_cpu(vas->map->snapshot.created_ns);
 	/* All before @mm; pairs with vas_mm(). */
 	smp_store_release(&vas->mm, loaded->mm);
 	loaded->map = NULL;

@@ -26,6 +26,7 @@ long vas_ioctl_stat(struct vas *vas, void __user *uarg)
 		.store = READ_ONCE(vas->store),
 		.drain_error = READ_ONCE(vas->drain_error),
 		.drained_pages = atomic64_read(&vas->drained),
+		.stored_ns = READ_ONCE(vas->stored_ns),
 	};
 
 	strscpy(arg.name, vas->name);

@@ -28,7 +28,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define VAS_ABI_VERSION		2
+#define VAS_ABI_VERSION		3
 
 /*
  * Longest name, with its terminating NUL.  A name is of [A-Za-z0-9._:@+-] and
@@ -135,7 +135,9 @@ struct vas_stat {
 	__u32 store;		/* VAS_STORE_* */
 	__s32 drain_error;	/* errno of the last drain that failed, else 0 */
 	__u64 drained_pages;	/* 4 KiB pages that are in the store */
-	__u64 reserved[2];
+	__u64 stored_ns;	/* STORED, COLD: created_ns of its snapshot there, which
+				 * tells it from a later one of that name; else 0 */
+	__u64 reserved;
 };
 
 #define VAS_STATE_EMPTY		0	/* created, nothing captured yet */
@@ -244,10 +246,11 @@ struct vas_store_load {
 /*
  * Removes a snapshot from the store.  A VAS that is in memory stays, and is hot
  * again sooner or later; one that is cold is lost: delete it first.  Needs
- * CAP_DAC_OVERRIDE.
+ * CAP_DAC_OVERRIDE.  ENOENT: no such snapshot, or not the one that is meant.
  */
 struct vas_store_delete {
 	char  name[VAS_NAME_MAX];	/* in: of the snapshot */
+	__u64 created_ns;	/* in: only the one made then; 0: whichever it is */
 	__u32 flags;		/* in: 0 */
 	__u32 reserved;
 };

@@ -54,7 +54,7 @@ struct virtio_vas_config {
 #define VIRTIO_VAS_OP_RELEASE	9	/* in: range[count] */
 #define VIRTIO_VAS_OP_CLOSE	10
 #define VIRTIO_VAS_OP_LIST	11	/* arg: how many to skip; out: snapshot[] */
-#define VIRTIO_VAS_OP_DELETE	12	/* in: name */
+#define VIRTIO_VAS_OP_DELETE	12	/* in: name; arg: created_ns, or 0 */
 
 struct virtio_vas_request {
 	__le32 op;		/* VIRTIO_VAS_OP_* */
