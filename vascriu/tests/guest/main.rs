@@ -7,6 +7,7 @@
 mod bad_input;
 mod container;
 mod crash;
+mod drain;
 mod failures;
 mod harness;
 mod snapshots;
@@ -36,6 +37,7 @@ fn main() {
     let all = [
         (everywhere.as_slice(), true),
         (store::TESTS, has_store),
+        (drain::TESTS, has_store),
         (store::TESTS_WITHOUT, !has_store),
     ];
     let trial = |&(name, test): &harness::Test, runs: bool| {

@@ -46,23 +46,23 @@ pub const TESTS_WITHOUT: &[Test] = &[("without_a_store_snapshots_stay_in_the_gue
 
 /// The only row of `ls`.
 #[track_caller]
-fn row() -> Value {
+pub fn row() -> Value {
     let rows = json(&mut vascriu(&["ls", "--json"]));
     assert_eq!(rows.as_array().map(Vec::len), Some(1), "{rows}");
     rows[0].clone()
 }
 
-fn kept() -> Value {
+pub fn kept() -> Value {
     row()["kept"].clone()
 }
 
-fn nothing_left() {
+pub fn nothing_left() {
     assert_eq!(json(&mut vascriu(&["ls", "--json"])), value!([]));
     assert_eq!(all_vases(), Vec::<String>::new());
 }
 
 /// Takes from this guest all that it has of a snapshot, as its reboot would.
-fn forget(name: &str) {
+pub fn forget(name: &str) {
     let session = Session::open().expect("session");
     let prefix = format!("{name}:");
     for vas in all_vases().iter().filter(|v| v.starts_with(&prefix)) {
@@ -259,7 +259,7 @@ fn killed_restore(dir: &Path) {
 }
 
 /// Puts a snapshot of one VAS into the store by hand, and nothing of it stays here.
-fn stored(snapshot: &str, vas: &str, memory: &[u8]) {
+pub fn stored(snapshot: &str, vas: &str, memory: &[u8]) {
     let session = Session::open().expect("session");
     let own = PidFd::open(std::process::id().cast_signed()).expect("pidfd");
     let mut pages = MmapMut::map_anon(memory.len().next_multiple_of(4096)).expect("memory");

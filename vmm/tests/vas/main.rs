@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // tests, and helpers of tests
 
+mod crash;
 mod limits;
 mod model;
 mod snapshots;
