@@ -9,11 +9,17 @@
 //!     cargo test --release -p mvasvm --test e2e -- --test-threads=1
 //! ```
 
+#[path = "e2e/churn.rs"]
+mod churn;
 #[path = "e2e/commands.rs"]
 mod commands;
 #[path = "e2e/host.rs"]
 mod host;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
+#[path = "e2e/snapshots.rs"]
+mod snapshots;
+#[path = "e2e/store.rs"]
+mod store;
 #[path = "e2e/terminal.rs"]
 mod terminal;

@@ -96,6 +96,14 @@ pub enum Error {
         /// Its name.
         vas: String,
     },
+    /// The memory of a drained VAS is in the store, but not as it was written.
+    #[error(
+        "the snapshot store has the memory of VAS {vas}, but broken: `mvasvm snapshots ls` on the host says why"
+    )]
+    StoreBroken {
+        /// Its name.
+        vas: String,
+    },
     /// Any other refusal.
     #[error("{call} on {what} failed")]
     Call {

@@ -165,6 +165,9 @@ impl VasFile {
             Some(libc::ESTALE) if call == "ATTACH" => Error::Lost {
                 vas: self.name.clone(),
             },
+            Some(libc::EBADMSG) => Error::StoreBroken {
+                vas: self.name.clone(),
+            },
             _ => Error::Call {
                 call,
                 what: format!("VAS {}", self.name),

@@ -17,7 +17,7 @@ use crate::workload::{self, Options};
 pub type Test = (&'static str, fn(&Path));
 
 /// Where the workloads' directories are.
-const TMP: &str = "/tmp/vascriu-tests";
+pub const TMP: &str = "/tmp/vascriu-tests";
 /// Longest wait for anything; emulated machines are slow.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -289,6 +289,13 @@ impl Workload {
 
     /// As [`Workload::check`], or what is wrong.
     pub fn try_check(&self) -> Result<u64, String> {
+        let text = self.ask()?;
+        let generation = text.strip_prefix("ok ").and_then(|t| t.split(' ').next());
+        generation.and_then(|n| n.parse().ok()).ok_or(text.clone())
+    }
+
+    /// What it answers when it is told to check everything.
+    pub fn ask(&self) -> Result<String, String> {
         let ack = workload::ack(&self.dir, self.vpid);
         let _ = fs::remove_file(&ack);
         // SAFETY: kill takes two integers.
@@ -297,10 +304,7 @@ impl Workload {
             return Err(format!("{} is gone", self.pid));
         }
         wait_until("the workload's answer", || ack.exists() || !self.is_alive());
-        let text = fs::read_to_string(&ack).unwrap_or_else(|_| "it died".into());
-        text.strip_prefix("ok ")
-            .and_then(|n| n.parse().ok())
-            .ok_or(text.clone())
+        Ok(fs::read_to_string(&ack).unwrap_or_else(|_| "it died".into()))
     }
 
     /// It runs; a zombie does not.
@@ -310,8 +314,8 @@ impl Workload {
             .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
     }
 
-    /// Ends it and its children.
-    pub fn kill(&self) {
+    /// PIDs of all of its tree, as we see them.
+    pub fn tree(&self) -> Vec<i32> {
         let mut pids = vec![self.pid];
         let mut at = 0;
         while at < pids.len() {
@@ -324,7 +328,12 @@ impl Workload {
             );
             at += 1;
         }
-        for pid in pids {
+        pids
+    }
+
+    /// Ends it and its children.
+    pub fn kill(&self) {
+        for pid in self.tree() {
             // SAFETY: kill takes two integers.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }

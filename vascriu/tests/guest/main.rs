@@ -2,13 +2,16 @@
 //!
 //! The image builder installs this program as `/usr/lib/mvas/tests/guest`; there,
 //! in the guest and as root, it runs its tests (`make test` does so). Anywhere
-//! else they are ignored. `guest workload …` is what the tests dump and restore.
+//! else they are ignored. `guest workload …` is what the tests dump and restore;
+//! `guest churn …`, `verify`, `start` and `ask` are for the tests of whole microVMs.
 
 mod bad_input;
+mod churn;
 mod container;
 mod crash;
 mod drain;
 mod failures;
+mod frames;
 mod harness;
 mod snapshots;
 mod store;
@@ -20,9 +23,13 @@ use vascriu::device::Session;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    if args.get(1).is_some_and(|a| a == "workload") {
-        workload::main(&args[2..]);
-        return;
+    match args.get(1).map(String::as_str) {
+        Some("workload") => return workload::main(&args[2..]),
+        Some("churn") => return churn::main(&args[2..]),
+        Some("verify") => return churn::verify(&args[2..]),
+        Some("start") => return churn::start(&args[2..]),
+        Some("ask") => return churn::ask(&args[2..]),
+        _ => {}
     }
     let in_guest = std::env::current_exe().is_ok_and(|exe| exe.starts_with("/usr/lib/mvas"));
     let has_store = Session::open().is_ok_and(|s| s.has_store().unwrap_or(false));

@@ -3,7 +3,7 @@
 //!
 //! On SIGUSR1 a workload checks everything it holds, moves its generation on by
 //! one, and writes `ack-PID` (its own, innermost PID) into its directory:
-//! `ok GENERATION` or what is wrong.
+//! `ok GENERATION`, for one with a seed `ok GENERATION of SEED`, or what is wrong.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -28,6 +28,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Memory with a pattern, in MiB.
     pub mib: usize,
+    /// Tells its pattern, and what it answers, from those of others.
+    pub seed: u64,
     /// In huge pages; else 4 KiB pages.
     pub huge: bool,
     /// Threads besides the first.
@@ -47,6 +49,7 @@ impl Options {
             "workload".into(),
             format!("dir={}", self.dir.display()),
             format!("mib={}", self.mib),
+            format!("seed={}", self.seed),
             format!("threads={}", self.threads),
             format!("children={}", self.children),
         ];
@@ -62,13 +65,15 @@ impl Options {
         args
     }
 
-    fn parse(args: &[String]) -> Self {
+    /// Reads what [`Options::args`] wrote, less its first word.
+    pub fn parse(args: &[String]) -> Self {
         let mut o = Self::default();
         for arg in args {
             let (name, value) = arg.split_once('=').unwrap_or((arg, ""));
             let number = || value.parse().expect("a number");
             match name {
                 "dir" => o.dir = value.into(),
+                "seed" => o.seed = value.parse().expect("a number"),
                 "mib" => o.mib = number(),
                 "threads" => o.threads = number(),
                 "children" => o.children = number(),
@@ -90,12 +95,14 @@ fn pattern(seed: u64, page: usize, word: usize) -> u64 {
 /// A mapping whose every word is known.
 struct Memory {
     words: &'static mut [u64],
+    /// The pattern of all that is nobody's own.
+    seed: u64,
     /// Pages that a child made its own, and by which seed.
     own: Option<(std::ops::Range<usize>, u64)>,
 }
 
 impl Memory {
-    fn new(mib: usize, huge: bool) -> Self {
+    fn new(mib: usize, huge: bool, seed: u64) -> Self {
         let len = mib << 20;
         let align = 2 << 20;
         // SAFETY: a new anonymous mapping, never unmapped, used through `words`.
@@ -118,8 +125,12 @@ impl Memory {
             libc::madvise(at, len, advice);
             std::slice::from_raw_parts_mut(at.cast(), len / 8)
         };
-        let mut memory = Self { words, own: None };
-        memory.fill(0..len / PAGE, 0);
+        let mut memory = Self {
+            words,
+            seed,
+            own: None,
+        };
+        memory.fill(0..len / PAGE, seed);
         memory
     }
 
@@ -135,7 +146,7 @@ impl Memory {
     fn take(&mut self, nth: usize) {
         let pages = self.words.len() / WORDS;
         let own = pages * (nth % 8) / 8..pages * (nth % 8 + 1) / 8;
-        let seed = 1 + nth as u64;
+        let seed = self.seed + 1 + nth as u64;
         self.fill(own.clone(), seed);
         self.own = Some((own, seed));
     }
@@ -144,7 +155,7 @@ impl Memory {
         for page in 0..self.words.len() / WORDS {
             let seed = match &self.own {
                 Some((own, seed)) if own.contains(&page) => *seed,
-                _ => 0,
+                _ => self.seed,
             };
             for word in 0..WORDS {
                 let (got, want) = (self.words[page * WORDS + word], pattern(seed, page, word));
@@ -354,7 +365,8 @@ pub fn main(args: &[String]) {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGUSR1);
     signals.thread_block().expect("block");
-    let mut memory = Memory::new(o.mib, o.huge);
+    // Room for the patterns of children.
+    let mut memory = Memory::new(o.mib, o.huge, o.seed << 8);
     let mut children = Vec::new();
     for nth in 0..o.children {
         // SAFETY: there are no other threads yet.
@@ -385,7 +397,11 @@ pub fn main(args: &[String]) {
         for &child in &children {
             good = good.and_then(|()| check_child(&o.dir, child));
         }
-        let answer = good.map_or_else(|e| e, |()| format!("ok {generation}"));
+        let of = match o.seed {
+            0 => String::new(),
+            seed => format!(" of {seed}"),
+        };
+        let answer = good.map_or_else(|e| e, |()| format!("ok {generation}{of}"));
         put(&ack(&o.dir, getpid().as_raw()), &answer);
     }
 }
