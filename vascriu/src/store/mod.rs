@@ -4,22 +4,19 @@
 //! `.new-NAME` is one being made, `.locks/NAME` its lock. The lock is inherited
 //! by CRIU, so it is held for as long as either of the two works on the snapshot.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::Duration;
-
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::device::{self, Session};
 use crate::manifest;
 use crate::name::Name;
 
+mod lock;
 mod vases;
 
+pub use lock::{Hold, Lock};
 pub use vases::{delete_vases, evict, is_the_only_copy, notice_loss, stat_vases};
 
 /// Where snapshots are kept by default: a tmpfs, which dies with the VASes.
@@ -78,26 +75,6 @@ fn at<'a>(call: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error
     }
 }
 
-/// How to hold a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hold {
-    /// With others that only read: restores.
-    Shared,
-    /// Alone: dump, rm.
-    Alone,
-}
-
-/// A snapshot held against others.
-#[derive(Debug)]
-pub struct Lock(#[allow(dead_code, reason = "held, not used")] File);
-
-/// CRIU holds it too, should we be killed.
-fn inherited(path: &Path, file: File) -> Result<Lock, Error> {
-    fcntl(file.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))
-        .map_err(|e| at("locking", path)(e.into()))?;
-    Ok(Lock(file))
-}
-
 /// All snapshots of this machine.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -153,54 +130,6 @@ impl Store {
     #[must_use]
     pub fn has(&self, name: &Name) -> bool {
         self.path(name).symlink_metadata().is_ok()
-    }
-
-    /// Holds the snapshot `name`, whether there is one or not.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] where somebody else does.
-    pub fn lock(&self, name: &Name, hold: Hold) -> Result<Lock, Error> {
-        let (path, file) = self.lock_file(name)?;
-        let attempt = || match hold {
-            Hold::Shared => file.try_lock_shared(),
-            Hold::Alone => file.try_lock(),
-        };
-        let mut locked = attempt();
-        for _ in 0..10 {
-            // A listing looks, and lets go at once.
-            if !matches!(locked, Err(TryLockError::WouldBlock)) {
-                break;
-            }
-            sleep(Duration::from_millis(5));
-            locked = attempt();
-        }
-        match locked {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy(name.clone())),
-            Err(TryLockError::Error(e)) => return Err(at("locking", &path)(e)),
-        }
-        inherited(&path, file)
-    }
-
-    /// Holds the snapshot `name` alone, as soon as nobody else does.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub fn lock_in_turn(&self, name: &Name) -> Result<Lock, Error> {
-        let (path, file) = self.lock_file(name)?;
-        file.lock().map_err(at("locking", &path))?;
-        inherited(&path, file)
-    }
-
-    fn lock_file(&self, name: &Name) -> Result<(PathBuf, File), Error> {
-        let path = self.root.join(".locks").join(name.as_str());
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(at("opening", &path))?;
-        Ok((path, file))
     }
 
     /// Names of all snapshots, in order.
@@ -297,6 +226,12 @@ impl Store {
     /// in use, and then nothing was removed.
     pub fn remove(&self, name: &Name, force: bool) -> Result<(), Error> {
         let _lock = self.lock(name, Hold::Alone)?;
+        self.remove_held(name, force)?;
+        let path = self.lock_path(name);
+        fs::remove_file(&path).map_err(at("removing", &path))
+    }
+
+    fn remove_held(&self, name: &Name, force: bool) -> Result<(), Error> {
         if !self.has(name) {
             return match Session::open()?.unstore(name.as_str(), None) {
                 Err(device::Error::NoStore | device::Error::NotStored(_)) => {
@@ -408,19 +343,6 @@ mod tests {
 
     fn name(text: &str) -> Name {
         text.parse().expect("a name")
-    }
-
-    #[test]
-    fn one_holds_alone_or_many_share() {
-        let (_dir, store) = store();
-        let (a, b) = (name("a"), name("b"));
-        let alone = store.lock(&a, Hold::Alone).expect("free");
-        assert!(matches!(store.lock(&a, Hold::Shared), Err(Error::Busy(_))));
-        let _other = store.lock(&b, Hold::Alone).expect("another name is free");
-        drop(alone);
-        let _one = store.lock(&a, Hold::Shared).expect("free");
-        let _two = store.lock(&a, Hold::Shared).expect("shared");
-        assert!(matches!(store.lock(&a, Hold::Alone), Err(Error::Busy(_))));
     }
 
     #[test]

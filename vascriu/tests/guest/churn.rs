@@ -363,6 +363,8 @@ impl Churn {
         {
             assert_eq!(entry.file_name(), ".locks");
         }
+        let locks = Path::new("/run/vascriu/.locks").read_dir().expect("read");
+        assert_eq!(locks.count(), 0, "they went with their snapshots");
         fs::remove_dir_all(TMP).expect("remove");
         Frames::now()
     }
