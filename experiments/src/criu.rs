@@ -6,22 +6,36 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use vascriu::stats::decode_dump;
 
 use crate::criu_log;
 use crate::system::{Dump, Restore};
 
+/// What a command took, and said.
+#[derive(Debug)]
+pub struct Ran {
+    /// From its start to its end.
+    pub wall: Duration,
+    /// Of CPU, with its children.
+    pub cpu: Duration,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+}
+
 /// Runs `command` to its end and returns how long it took.
 ///
 /// # Errors
 /// When it cannot start or fails; the message has what it wrote to standard error.
-pub fn timed(command: &mut Command) -> Result<(Duration, Vec<u8>)> {
+pub fn timed(command: &mut Command) -> Result<Ran> {
+    let cpu_before = cpu_of_children()?;
     let begun = Instant::now();
     let output = command
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
-    let elapsed = begun.elapsed();
+    let wall = begun.elapsed();
     if !output.status.success() {
         bail!(
             "{command:?} failed ({}): {}",
@@ -29,7 +43,22 @@ pub fn timed(command: &mut Command) -> Result<(Duration, Vec<u8>)> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    Ok((elapsed, output.stdout))
+    Ok(Ran {
+        wall,
+        cpu: cpu_of_children()?.saturating_sub(cpu_before),
+        stdout: output.stdout,
+    })
+}
+
+/// CPU time of all children that have ended.
+fn cpu_of_children() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let duration = |time: TimeVal| -> Result<Duration> {
+        let micros = u32::try_from(time.tv_usec())?;
+        Ok(Duration::from_secs(u64::try_from(time.tv_sec())?)
+            + Duration::from_micros(micros.into()))
+    };
+    Ok(duration(usage.user_time())? + duration(usage.system_time())?)
 }
 
 /// `criu dump` of the tree of `pid` into the new folder `dir`; kills the tree.
@@ -40,11 +69,12 @@ pub fn dump(pid: i32, dir: &Path) -> Result<Dump> {
     fs::create_dir_all(dir)?;
     let mut command = criu("dump", dir);
     command.args(["-t", &pid.to_string()]);
-    let (wall, _) = timed(&mut command).with_context(|| errors_in(&dir.join("dump.log")))?;
+    let ran = timed(&mut command).with_context(|| errors_in(&dir.join("dump.log")))?;
     let stats = fs::read(dir.join("stats-dump")).context("no stats-dump")?;
     let stats = decode_dump(&stats).context("a damaged stats-dump")?;
     Ok(Dump {
-        wall,
+        wall: ran.wall,
+        cpu: ran.cpu,
         frozen: Duration::from_micros(stats.frozen_us),
         // In a regular dump CRIU writes the pages within this time: `memwrite` is
         // a part of it (`parasite_dump_pages_seized` in its mem.c).
@@ -61,10 +91,10 @@ pub fn restore(dir: &Path) -> Result<Restore> {
     let mut command = criu("restore", dir);
     command.arg("--restore-detached");
     let log = dir.join("restore.log");
-    let (wall, _) = timed(&mut command).with_context(|| errors_in(&log))?;
+    let ran = timed(&mut command).with_context(|| errors_in(&log))?;
     let text = fs::read(&log).with_context(|| format!("no {}", log.display()))?;
     Ok(Restore {
-        wall,
+        wall: ran.wall,
         memory: criu_log::memory_restore(&String::from_utf8_lossy(&text))?,
     })
 }
@@ -115,6 +145,17 @@ mod tests {
         command.args(["-c", "echo no such task >&2; exit 1"]);
         let error = timed(&mut command).unwrap_err().to_string();
         assert!(error.contains("no such task"), "{error}");
+    }
+
+    #[test]
+    fn the_cpu_time_of_a_command_is_its_own() {
+        let mut idle = Command::new("sleep");
+        let idle = timed(idle.arg("0.3")).unwrap();
+        assert!(idle.cpu < idle.wall, "{idle:?}");
+        let mut busy = Command::new("sh");
+        let busy = timed(busy.args(["-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done"]));
+        let busy = busy.unwrap();
+        assert!(busy.cpu > Duration::ZERO && busy.cpu > idle.cpu, "{busy:?}");
     }
 
     #[test]

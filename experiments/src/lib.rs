@@ -1,8 +1,8 @@
 //! The scripted experiments.
 //!
-//! Each has a host half, which boots a microVM and prints the results, and a
-//! guest half, which measures; both are the one command `mvas-exp`, and talk
-//! through the guest half's standard output (JSON). `docs/EXPERIMENTS.md`
+//! Each has a host half, which boots microVMs on one snapshot store and prints
+//! the results, and a guest half, which does one [`guest::Step`] after the other in
+//! them; both are the one command `mvas-exp`, and talk JSON. `docs/EXPERIMENTS.md`
 //! defines every number.
 
 pub mod bench;
@@ -10,9 +10,12 @@ pub mod checks;
 pub mod criu;
 pub mod criu_log;
 pub mod demo;
+pub mod guest;
 pub mod host;
+pub mod procfs;
 pub mod redis;
 pub mod stats;
+pub mod subject;
 pub mod system;
 pub mod table;
 pub mod vas;

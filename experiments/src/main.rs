@@ -1,16 +1,18 @@
 //! `mvas-exp`: the scripted experiments, host half and guest half.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use mvas_exp::host::{self, Machine};
+use mvas_exp::bench::host::Bench;
+use mvas_exp::bench::remap::Remap;
+use mvas_exp::bench::samples::Plan;
+use mvas_exp::host::{self, Machine, Place};
 use mvas_exp::workload::{self, Pages};
-use mvas_exp::{bench, checks, demo};
+use mvas_exp::{demo, guest};
 
-/// The scripted experiments. Each boots a microVM and measures in it.
+/// The scripted experiments. Each boots microVMs and measures in them.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Cli {
@@ -20,7 +22,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Dumps and restores a loaded Redis by stock CRIU and by vascriu
+    /// Dumps and restores a loaded Redis by stock CRIU and by vascriu, and in a second microVM
     #[command(after_help = "Example: mvas-exp demo --size-mib 256")]
     Demo {
         /// Data to load into Redis, in MiB
@@ -35,7 +37,7 @@ enum Command {
         #[command(flatten)]
         vm: Vm,
     },
-    /// Measures stock CRIU to tmpfs against vascriu, over sizes and page sizes
+    /// Measures stock CRIU to tmpfs against vascriu, and the snapshot store
     #[command(after_help = "Example: mvas-exp bench --sizes-mib 16,256 --rounds 9")]
     Bench {
         /// Sizes of the process's memory, in MiB
@@ -50,26 +52,21 @@ enum Command {
         /// Where to write the result
         #[arg(long, value_name = "FILE", default_value = "target/mvas/bench.json")]
         json: PathBuf,
+        /// What was measured on the host of this simulated host, as JSON
+        #[arg(long, hide = true)]
+        outside: Option<String>,
         #[command(flatten)]
         vm: Vm,
     },
-    /// The guest half of `demo`
+    /// A step of the guest half
     #[command(hide = true)]
-    GuestDemo {
-        #[arg(long)]
-        size_mib: usize,
-        /// A block device; its content is lost
-        #[arg(long)]
-        disk: PathBuf,
+    Guest {
+        /// As JSON
+        step: String,
     },
-    /// The guest half of `bench`
+    /// Removes a snapshot store when standard input ends
     #[command(hide = true)]
-    GuestBench {
-        #[arg(long, value_delimiter = ',')]
-        sizes_mib: Vec<usize>,
-        #[arg(long)]
-        rounds: usize,
-    },
+    Janitor { folder: PathBuf },
     /// The process that `bench` dumps and restores
     #[command(hide = true)]
     Workload {
@@ -95,7 +92,7 @@ struct Vm {
     #[arg(long)]
     cpus: Option<u32>,
     /// What runs it, as `mvasvm run --hw`: auto, kvm or sim
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", overrides_with = "hw")]
     hw: String,
 }
 
@@ -103,7 +100,6 @@ impl Vm {
     fn machine(&self, default_cpus: u32, disk: Option<(PathBuf, u64)>) -> Machine {
         Machine {
             mem: self.mem.clone(),
-            hw: self.hw.clone(),
             cpus: self.cpus.unwrap_or(default_cpus),
             disk,
         }
@@ -127,69 +123,28 @@ fn run(command: Command) -> Result<()> {
             quick,
             json,
             vm,
-        } => {
-            let size_mib = if quick { 32 } else { size_mib };
-            // Room for the images, and as much for the file system itself.
-            let disk = (
-                json.with_extension("disk"),
-                (2 * size_mib as u64 + 256) << 20,
-            );
-            let args = [
-                "guest-demo",
-                "--disk",
-                "/dev/vdb",
-                "--size-mib",
-                &size_mib.to_string(),
-            ]
-            .map(String::from);
-            let report: demo::Report = host::run_in_guest(&vm.machine(2, Some(disk)), &args)?;
-            println!("Redis with {size_mib} MiB of data; speed-up against criu-tmpfs:\n");
-            println!("{}", report.render());
-            host::save(&report, &json)?;
-            println!("written to {}", json.display());
-            report.verify()
-        }
+        } => run_demo(if quick { 32 } else { size_mib }, &json, &vm),
         Command::Bench {
             sizes_mib,
             rounds,
             quick,
             json,
+            outside,
             vm,
         } => {
-            let (sizes_mib, rounds) = if quick {
-                (vec![16, 32], 1)
+            let samples = if quick {
+                Plan {
+                    sizes_mib: vec![16, 32],
+                    rounds: 1,
+                }
             } else {
-                (sizes_mib, rounds)
+                Plan { sizes_mib, rounds }
             };
-            if sizes_mib.is_empty() || rounds == 0 {
-                bail!("nothing to measure: give at least one size and one round");
-            }
-            let sizes: Vec<String> = sizes_mib.iter().map(ToString::to_string).collect();
-            let args = [
-                "guest-bench",
-                "--sizes-mib",
-                &sizes.join(","),
-                "--rounds",
-                &rounds.to_string(),
-            ]
-            .map(String::from);
-            let samples: Vec<bench::Sample> = host::run_in_guest(&vm.machine(1, None), &args)?;
-            let rows = bench::summarize(&samples);
-            println!("{}", bench::render(&rows));
-            let checks = checks::check_all(&rows);
-            for check in &checks {
-                println!("{check}");
-            }
-            host::save(&bench::Report { rows, checks }, &json)?;
-            println!("written to {}", json.display());
-            bench::verify(&samples)
+            let bench = Bench::new(samples, quick, vm.machine(1, None))?;
+            run_bench(&bench, outside.as_deref(), &json, &vm)
         }
-        Command::GuestDemo { size_mib, disk } => {
-            print_json(&demo::run(&demo::Plan { size_mib, disk })?)
-        }
-        Command::GuestBench { sizes_mib, rounds } => {
-            print_json(&bench::run(&bench::Plan { sizes_mib, rounds })?)
-        }
+        Command::Guest { step } => guest::run(&step),
+        Command::Janitor { folder } => host::janitor(&folder),
         Command::Workload {
             size_mib,
             pages,
@@ -199,9 +154,34 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-fn print_json(result: &impl serde::Serialize) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer(&mut out, result)?;
-    writeln!(out)?;
+fn run_demo(size_mib: usize, json: &Path, vm: &Vm) -> Result<()> {
+    if Place::find(&vm.hw)? == Place::Simulated {
+        return host::become_simulated(json, &[]);
+    }
+    // Room for the images, and as much for the file system itself.
+    let disk = (
+        json.with_extension("disk"),
+        (2 * size_mib as u64 + 256) << 20,
+    );
+    let report = demo::host::run(size_mib, &vm.machine(2, Some(disk)))?;
+    println!("Redis with {size_mib} MiB of data; speed-up against criu-tmpfs:\n");
+    println!("{}", report.render());
+    println!("Dumped into the snapshot store, microVM killed, restored in a second microVM:\n");
+    println!("{}", report.render_second_vm());
+    host::save(&report, json)?;
+    println!("written to {}", json.display());
+    report.verify()
+}
+
+fn run_bench(bench: &Bench, outside: Option<&str>, json: &Path, vm: &Vm) -> Result<()> {
+    if Place::find(&vm.hw)? == Place::Simulated {
+        let native = serde_json::to_string(&bench.remap("native")?)?;
+        return host::become_simulated(json, &["--outside".into(), native]);
+    }
+    let outside: Option<Remap> = outside.map(serde_json::from_str).transpose()?;
+    let report = bench.run(outside)?;
+    println!("{}", report.render());
+    host::save(&report, json)?;
+    println!("written to {}", json.display());
     Ok(())
 }

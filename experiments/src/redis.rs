@@ -1,26 +1,29 @@
 //! A Redis server, and a client of its protocol (RESP) that loads it in bulk.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::subject::in_new_session;
 
 /// Where the server listens.
 const ADDRESS: &str = "127.0.0.1:6379";
 /// How long an answer may take: a digest of 1 GiB on an emulated machine is slow.
 const PATIENCE: Duration = Duration::from_secs(900);
 
-/// Starts Debian's redis-server without persistence, in a session of its own.
+/// Starts Debian's redis-server without persistence, in a session of its own. It holds no file
+/// open, for another microVM would not have it.
 ///
 /// # Errors
 /// When it does not start or does not answer.
 pub fn start(dir: &Path) -> Result<Child> {
-    let log = File::create(dir.join("redis.log"))?;
+    let log = dir.join("redis.log");
     let mut command = Command::new("redis-server");
     command
         .args([
@@ -34,20 +37,20 @@ pub fn start(dir: &Path) -> Result<Child> {
             "no",
         ])
         .args(["--enable-debug-command", "yes", "--daemonize", "no"])
+        .arg("--logfile")
+        .arg(&log)
         .arg("--dir")
         .arg(dir)
         .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
-    // SAFETY: setsid is async-signal-safe, and nothing else runs in the new process.
-    unsafe {
-        command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?));
-    }
-    let mut child = command.spawn().context("cannot start redis-server")?;
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = in_new_session(&mut command)
+        .spawn()
+        .context("cannot start redis-server")?;
     let begun = Instant::now();
     while TcpStream::connect(ADDRESS).is_err() {
         if let Some(status) = child.try_wait()? {
-            let log = fs::read_to_string(dir.join("redis.log")).unwrap_or_default();
+            let log = fs::read_to_string(&log).unwrap_or_default();
             bail!("redis-server ended ({status}): {log}");
         }
         ensure!(begun.elapsed() < PATIENCE, "redis-server does not listen");
@@ -189,7 +192,7 @@ impl Client {
 }
 
 /// All that Redis holds, in short.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// Number of keys.
     pub keys: i64,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::vas::Keep;
 use crate::{criu, vas};
 
 /// A system that snapshots a process.
@@ -17,8 +18,11 @@ pub enum System {
     CriuDisk,
     /// Stock CRIU with its images on tmpfs.
     CriuTmpfs,
-    /// Ours.
+    /// Ours, the snapshot in the guest's memory only.
     Vascriu,
+    /// Ours: the dump drains to the snapshot store in the background, and what is
+    /// restored is cold.
+    VascriuStore,
 }
 
 impl std::fmt::Display for System {
@@ -27,6 +31,7 @@ impl std::fmt::Display for System {
             Self::CriuDisk => "criu-disk",
             Self::CriuTmpfs => "criu-tmpfs",
             Self::Vascriu => "vascriu",
+            Self::VascriuStore => "vascriu-store",
         })
     }
 }
@@ -36,6 +41,8 @@ impl std::fmt::Display for System {
 pub struct Dump {
     /// From the command's start to its end.
     pub wall: Duration,
+    /// CPU time of the command.
+    pub cpu: Duration,
     /// While the process was frozen.
     pub frozen: Duration,
     /// The memory step alone.
@@ -58,8 +65,10 @@ pub struct Restore {
 pub enum Snapshot {
     /// Of stock CRIU, into a folder.
     Stock(PathBuf),
-    /// Of vascriu, under a name.
+    /// Of vascriu, under a name, in the guest.
     Vas(String),
+    /// Of vascriu, under a name, in the snapshot store.
+    Stored(String),
 }
 
 impl Snapshot {
@@ -70,7 +79,19 @@ impl Snapshot {
     pub fn dump(&self, pid: i32) -> Result<Dump> {
         match self {
             Self::Stock(dir) => criu::dump(pid, dir),
-            Self::Vas(name) => vas::dump(pid, name),
+            Self::Vas(name) => vas::dump(pid, name, Keep::GuestOnly),
+            Self::Stored(name) => vas::dump(pid, name, Keep::Background),
+        }
+    }
+
+    /// Brings it to where a restore should find it.
+    ///
+    /// # Errors
+    /// When it does not get to the snapshot store.
+    pub fn settle(&self) -> Result<()> {
+        match self {
+            Self::Stock(_) | Self::Vas(_) => Ok(()),
+            Self::Stored(name) => vas::wait_until_stored(name).and_then(|()| vas::evict(name)),
         }
     }
 
@@ -81,7 +102,7 @@ impl Snapshot {
     pub fn restore(&self) -> Result<Restore> {
         match self {
             Self::Stock(dir) => criu::restore(dir),
-            Self::Vas(name) => vas::restore(name),
+            Self::Vas(name) | Self::Stored(name) => vas::restore(name),
         }
     }
 
@@ -94,7 +115,7 @@ impl Snapshot {
             Self::Stock(dir) => {
                 fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))
             }
-            Self::Vas(name) => vas::delete(name),
+            Self::Vas(name) | Self::Stored(name) => vas::delete(name),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! `vascriu`: dump and restore of one process tree, timed. Its own steps it times
 //! itself (`--json`).
 
+use std::io;
 use std::process::Command;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::criu::timed;
@@ -16,6 +18,9 @@ struct DumpReport {
     frozen_ms: f64,
     capture_ms: f64,
     image_bytes: u64,
+    store_ms: f64,
+    kept: String,
+    store_error: Option<String>,
 }
 
 /// What `vascriu restore --json` tells, as far as it is used here.
@@ -24,29 +29,100 @@ struct RestoreReport {
     memory_restore_ms: f64,
 }
 
-/// `vascriu dump` of the tree of `pid` under `name`; kills the tree. The snapshot stays in the
-/// guest: a drain to the host's store would run beside what is measured next.
+/// What `vascriu ls --json` tells of a snapshot, as far as it is used here.
+#[derive(Debug, Deserialize)]
+struct Row {
+    name: String,
+    kept: String,
+    drain_error: Option<i32>,
+}
+
+/// Whether a snapshot goes to the store outside of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// No: a drain would run beside what is measured next.
+    GuestOnly,
+    /// In the background.
+    Background,
+}
+
+/// `vascriu dump` of the tree of `pid` under `name`; kills the tree.
 ///
 /// # Errors
 /// When vascriu fails.
-pub fn dump(pid: i32, name: &str) -> Result<Dump> {
+pub fn dump(pid: i32, name: &str, keep: Keep) -> Result<Dump> {
+    let more: &[&str] = match keep {
+        Keep::GuestOnly => &["--guest-only"],
+        Keep::Background => &[],
+    };
+    let kept = match keep {
+        Keep::GuestOnly => "hot",
+        Keep::Background => "draining",
+    };
+    Ok(dump_with(pid, name, more, kept)?.0)
+}
+
+/// `vascriu dump --sync` of the tree of `pid` under `name`, with `more` options: also how
+/// long the store took, until the snapshot was complete there.
+///
+/// # Errors
+/// When vascriu fails.
+pub fn dump_to_store(pid: i32, name: &str, more: &[&str]) -> Result<(Dump, Duration)> {
+    dump_with(pid, name, &[more, &["--sync"]].concat(), "stored")
+}
+
+fn dump_with(pid: i32, name: &str, more: &[&str], kept: &str) -> Result<(Dump, Duration)> {
     let pid = pid.to_string();
-    let (wall, report) = timed(&mut vascriu(&[
-        "dump",
-        "-t",
-        &pid,
-        "--name",
-        name,
-        "--guest-only",
-        "--json",
-    ]))?;
-    let report: DumpReport = parse(&report)?;
-    Ok(Dump {
-        wall,
+    let all = [&["dump", "-t", &pid, "--name", name, "--json"], more].concat();
+    let ran = timed(&mut vascriu(&all))?;
+    let report: DumpReport = parse(&ran.stdout)?;
+    if report.kept != kept {
+        let why = report.store_error.unwrap_or_default();
+        bail!("the snapshot {name} is {}, not {kept} {why}", report.kept);
+    }
+    let dump = Dump {
+        wall: ran.wall,
+        cpu: ran.cpu,
         frozen: duration(report.frozen_ms)?,
         memory: duration(report.capture_ms)?,
         image_bytes: report.image_bytes,
-    })
+    };
+    Ok((dump, duration(report.store_ms)?))
+}
+
+/// How long a drain may take: copies on an emulated machine are slow.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Waits until the snapshot `name` is complete in the store.
+///
+/// # Errors
+/// When it does not get there.
+pub fn wait_until_stored(name: &str) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let ran = timed(&mut vascriu(&["ls", "--json"]))?;
+        let rows: Vec<Row> = parse(&ran.stdout)?;
+        let row = rows.iter().find(|row| row.name == name);
+        match row.with_context(|| format!("the snapshot {name} is gone"))? {
+            row if row.kept == "stored" => return Ok(()),
+            row if row.kept == "draining" && begun.elapsed() < PATIENCE => {
+                sleep(Duration::from_millis(100));
+            }
+            row => {
+                let error = row.drain_error.map(io::Error::from_raw_os_error);
+                let why = error.map_or(String::new(), |e| format!(": {e}"));
+                bail!("the snapshot {name} is {}, not in the store{why}", row.kept);
+            }
+        }
+    }
+}
+
+/// `vascriu evict` of the snapshot `name`: from now on it is in the store only.
+///
+/// # Errors
+/// When vascriu fails.
+pub fn evict(name: &str) -> Result<()> {
+    timed(&mut vascriu(&["evict", name])).map(drop)
 }
 
 /// `vascriu restore` of the snapshot `name`, leaving the tree running on its own.
@@ -54,12 +130,17 @@ pub fn dump(pid: i32, name: &str) -> Result<Dump> {
 /// # Errors
 /// When vascriu fails.
 pub fn restore(name: &str) -> Result<Restore> {
-    let (wall, report) = timed(&mut vascriu(&["restore", name, "-d", "--json"]))?;
-    let report: RestoreReport = parse(&report)?;
+    let ran = timed(&mut vascriu(&["restore", name, "-d", "--json"]))?;
     Ok(Restore {
-        wall,
-        memory: duration(report.memory_restore_ms)?,
+        wall: ran.wall,
+        memory: memory_restore(&ran.stdout)?,
     })
+}
+
+/// The memory step of a restore, from what `vascriu restore --json` wrote.
+pub(crate) fn memory_restore(report: &[u8]) -> Result<Duration> {
+    let report: RestoreReport = parse(report)?;
+    duration(report.memory_restore_ms)
 }
 
 /// `vascriu rm` of the snapshot `name`.

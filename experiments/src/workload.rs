@@ -1,11 +1,13 @@
 //! The memory workload: a process with a known pattern in its memory, that can
-//! tell at any time how many of its pages are not as it left them.
+//! tell at any time how many of its pages are not as it left them (SIGUSR1), and
+//! write to some of them (SIGUSR2).
 //!
-//! It holds no pipe and no socket: asked by SIGUSR1, it answers in a file.
+//! It holds no pipe and no socket: it answers in a file.
 
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -69,44 +71,97 @@ fn first_word(seed: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Fills all pages with the pattern of `seed`.
-fn fill_all(memory: &mut [u64], seed: u64) {
-    for (page, index) in memory.chunks_exact_mut(PAGE_WORDS).zip(0..) {
-        fill(page, seed, index);
+/// Memory that knows what it should hold.
+#[derive(Debug)]
+pub(crate) struct Patterned<'a> {
+    memory: &'a mut [u64],
+    seed: u64,
+    /// Of every [`EVERY`]th page, once it was written to.
+    later: u64,
+}
+
+/// [`Patterned::scatter`] writes to each page whose number is a multiple of this.
+pub const EVERY: u64 = 16;
+
+impl<'a> Patterned<'a> {
+    /// Fills all pages with the pattern of `seed`.
+    pub fn new(memory: &'a mut [u64], seed: u64) -> Self {
+        for (page, index) in memory.chunks_exact_mut(PAGE_WORDS).zip(0..) {
+            fill(page, seed, index);
+        }
+        Self {
+            memory,
+            seed,
+            later: seed,
+        }
+    }
+
+    /// Writes the pattern of another seed to pages all over; tells how many.
+    pub fn scatter(&mut self, seed: u64) -> u64 {
+        self.later = seed;
+        let mut written = 0;
+        for (page, index) in self.memory.chunks_exact_mut(PAGE_WORDS).zip(0..) {
+            if index % EVERY == 0 {
+                fill(page, seed, index);
+                written += 1;
+            }
+        }
+        written
+    }
+
+    /// Counts the pages that do not hold what was written to them.
+    pub fn count_bad(&self) -> u64 {
+        let seed_of = |index: u64| match index % EVERY {
+            0 => self.later,
+            _ => self.seed,
+        };
+        self.memory
+            .chunks_exact(PAGE_WORDS)
+            .zip(0..)
+            .map(|(page, index)| u64::from(!intact(page, seed_of(index), index)))
+            .sum()
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: any initialized memory is bytes, of which a u64 has 8, without an
+        // alignment; they are borrowed as `self` is.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), size_of_val(self.memory)) }
     }
 }
 
-/// Counts the pages that do not hold the pattern of `seed`.
-fn count_bad(memory: &[u64], seed: u64) -> u64 {
-    memory
-        .chunks_exact(PAGE_WORDS)
-        .zip(0..)
-        .map(|(page, index)| u64::from(!intact(page, seed, index)))
-        .sum()
-}
-
 /// Runs the workload: fills `size_mib` MiB, writes `0` into `answer` when ready,
-/// and from then on answers each SIGUSR1 with the number of bad pages. SIGTERM
-/// ends it.
+/// and from then on answers each SIGUSR1 with the number of bad pages, and each
+/// SIGUSR2 with the number of pages that it has written to, with a pattern that
+/// no other copy of it writes. SIGTERM ends it.
 ///
 /// # Errors
 /// When memory cannot be mapped or the answer not be written.
 pub fn run(size_mib: usize, pages: Pages, seed: u64, answer: &Path) -> Result<()> {
     let mut wanted = SigSet::empty();
     wanted.add(Signal::SIGUSR1);
+    wanted.add(Signal::SIGUSR2);
     wanted.add(Signal::SIGTERM);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&wanted), None)?;
-    let memory = map(size_mib, pages)?;
-    fill_all(memory, seed);
+    let mut memory = Patterned::new(map(size_mib, pages)?, seed);
     reply(answer, 0)?;
-    while wanted.wait()? == Signal::SIGUSR1 {
-        reply(answer, count_bad(memory, seed))?;
+    loop {
+        match wanted.wait()? {
+            Signal::SIGUSR1 => reply(answer, memory.count_bad())?,
+            Signal::SIGUSR2 => reply(answer, memory.scatter(now()?))?,
+            _ => return Ok(()),
+        }
     }
-    Ok(())
+}
+
+/// A seed that copies of one process do not have in common.
+fn now() -> Result<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    Ok(u64::try_from(since.as_nanos())?)
 }
 
 /// Maps memory for the rest of the process's life.
-fn map(size_mib: usize, pages: Pages) -> Result<&'static mut [u64]> {
+pub(crate) fn map(size_mib: usize, pages: Pages) -> Result<&'static mut [u64]> {
     let bytes = size_mib
         .checked_mul(1 << 20)
         .and_then(|bytes| bytes.checked_next_multiple_of(HUGE))
@@ -140,9 +195,9 @@ fn map(size_mib: usize, pages: Pages) -> Result<&'static mut [u64]> {
 }
 
 /// Writes an answer that a reader sees whole or not at all.
-fn reply(answer: &Path, bad_pages: u64) -> io::Result<()> {
+fn reply(answer: &Path, count: u64) -> io::Result<()> {
     let temporary = answer.with_extension("tmp");
-    fs::write(&temporary, bad_pages.to_string())?;
+    fs::write(&temporary, count.to_string())?;
     fs::rename(&temporary, answer)
 }
 
@@ -155,38 +210,60 @@ mod tests {
         #[test]
         fn exactly_the_damaged_pages_are_counted(
             seed: u64,
-            damaged in proptest::collection::btree_set(0usize..16, 0..16),
+            later: Option<u64>,
+            damaged in proptest::collection::btree_set(0usize..48, 0..48),
             word in 0usize..PAGE_WORDS,
         ) {
-            let mut memory = vec![0u64; 16 * PAGE_WORDS];
-            fill_all(&mut memory, seed);
-            for page in &damaged {
-                memory[page * PAGE_WORDS + word] ^= 1;
+            let mut memory = vec![0u64; 48 * PAGE_WORDS];
+            let mut patterned = Patterned::new(&mut memory, seed);
+            if let Some(later) = later {
+                prop_assert_eq!(patterned.scatter(later), 3);
             }
-            prop_assert_eq!(count_bad(&memory, seed), damaged.len() as u64);
+            prop_assert_eq!(patterned.count_bad(), 0);
+            for page in &damaged {
+                patterned.memory[page * PAGE_WORDS + word] ^= 1;
+            }
+            prop_assert_eq!(patterned.count_bad(), damaged.len() as u64);
         }
 
         #[test]
-        fn pages_swapped_or_zeroed_are_bad(seed: u64, a in 0usize..8, b in 0usize..8) {
+        fn pages_swapped_are_bad(seed: u64, a in 0usize..8, b in 0usize..8) {
             prop_assume!(a != b);
             let mut memory = vec![0u64; 8 * PAGE_WORDS];
-            prop_assert_eq!(count_bad(&memory, seed), 8);
-            fill_all(&mut memory, seed);
+            let patterned = Patterned::new(&mut memory, seed);
             for i in 0..PAGE_WORDS {
-                memory.swap(a * PAGE_WORDS + i, b * PAGE_WORDS + i);
+                patterned.memory.swap(a * PAGE_WORDS + i, b * PAGE_WORDS + i);
             }
-            prop_assert_eq!(count_bad(&memory, seed), 2);
+            prop_assert_eq!(patterned.count_bad(), 2);
         }
+
+        #[test]
+        fn what_another_copy_wrote_is_bad(seed: u64, ours: u64, theirs: u64) {
+            prop_assume!(ours != theirs);
+            let mut memory = vec![0u64; 32 * PAGE_WORDS];
+            let mut patterned = Patterned::new(&mut memory, seed);
+            patterned.scatter(theirs);
+            patterned.later = ours;
+            prop_assert_eq!(patterned.count_bad(), 2);
+        }
+    }
+
+    #[test]
+    fn zeroed_memory_is_bad() {
+        let mut memory = vec![0u64; 8 * PAGE_WORDS];
+        let patterned = Patterned::new(&mut memory, 7);
+        patterned.memory.fill(0);
+        assert_eq!(patterned.count_bad(), 8);
     }
 
     #[test]
     fn the_memory_mapped_is_of_the_asked_size_and_aligned_to_huge_pages() {
         for pages in [Pages::Huge, Pages::Small] {
             let memory = map(4, pages).unwrap();
-            assert_eq!(memory.len(), 4 << 17);
             assert_eq!(memory.as_ptr().addr() % HUGE, 0);
-            fill_all(memory, 7);
-            assert_eq!(count_bad(memory, 7), 0);
+            let patterned = Patterned::new(memory, 7);
+            assert_eq!(patterned.bytes().len(), 4 << 20);
+            assert_eq!(patterned.count_bad(), 0);
         }
     }
 

@@ -1,0 +1,199 @@
+//! The process that is dumped and restored: [`crate::workload`], seen from outside.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::procfs::kib_of;
+use crate::workload::Pages;
+
+/// Where experiments work in the guest, on tmpfs.
+pub const DIR: &str = "/run/mvas-exp";
+
+/// How long a process may take to fill or check its memory.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A workload, perhaps restored, or one of several copies of one.
+#[derive(Debug)]
+pub struct Subject {
+    /// As the guest's PID 1 sees it.
+    pub pid: i32,
+    child: Option<Child>,
+}
+
+fn answer() -> PathBuf {
+    Path::new(DIR).join("answer")
+}
+
+impl Subject {
+    /// Starts one and waits until it has filled its memory.
+    ///
+    /// # Errors
+    /// When it does not, or not with the pages that were asked for.
+    pub fn start(size_mib: usize, pages: Pages) -> Result<Self> {
+        fs::create_dir_all(DIR)?;
+        remove_if_there(&answer())?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["workload", "--size-mib", &size_mib.to_string()])
+            .args(["--pages", &pages.to_string()])
+            .arg("--answer")
+            .arg(answer())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let child = in_new_session(&mut command)
+            .spawn()
+            .context("cannot start the workload")?;
+        let mut subject = Self {
+            pid: i32::try_from(child.id())?,
+            child: Some(child),
+        };
+        ensure!(
+            subject.wait_for_answer()? == 0,
+            "the workload does not begin well"
+        );
+        if pages == Pages::Huge {
+            subject.require_huge_pages(size_mib)?;
+        }
+        Ok(subject)
+    }
+
+    /// One that was started or restored before.
+    #[must_use]
+    pub fn at(pid: i32) -> Self {
+        Self { pid, child: None }
+    }
+
+    /// Waits for the process to write its answer.
+    fn wait_for_answer(&mut self) -> Result<u64> {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            if let Ok(text) = fs::read_to_string(answer()) {
+                remove_if_there(&answer())?;
+                return Ok(text.parse()?);
+            }
+            ensure!(self.is_alive()?, "the workload ended by itself");
+            sleep(Duration::from_millis(5));
+        }
+        bail!("the workload does not answer");
+    }
+
+    fn is_alive(&mut self) -> Result<bool> {
+        match &mut self.child {
+            Some(child) => Ok(child.try_wait()?.is_none()),
+            None => Ok(is_there(self.pid)),
+        }
+    }
+
+    /// Makes sure that the kernel gave the huge pages that were asked for.
+    fn require_huge_pages(&self, size_mib: usize) -> Result<()> {
+        let smaps = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))?;
+        let huge_kib =
+            kib_of(&smaps, "AnonHugePages:").context("smaps_rollup tells no AnonHugePages")?;
+        ensure!(
+            huge_kib >= size_mib as u64 * 1024 / 10 * 9,
+            "only {} of {size_mib} MiB are in huge pages: is the guest short of memory?",
+            huge_kib / 1024
+        );
+        Ok(())
+    }
+
+    /// Takes the exit status of the process that the dump killed: its PID must
+    /// be free for the restore.
+    ///
+    /// # Errors
+    /// When it is no child of ours.
+    pub fn reap(&mut self) -> Result<()> {
+        match self.child.take() {
+            Some(mut child) => {
+                child.wait()?;
+            }
+            None => bail!("process {} was not started here", self.pid),
+        }
+        Ok(())
+    }
+
+    /// Counts its pages that do not hold what it wrote to them.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn count_bad_pages(&mut self) -> Result<u64> {
+        self.ask(Signal::SIGUSR1)
+    }
+
+    /// Has it write to pages all over its memory; tells how many.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn write(&mut self) -> Result<u64> {
+        self.ask(Signal::SIGUSR2)
+    }
+
+    fn ask(&mut self, signal: Signal) -> Result<u64> {
+        remove_if_there(&answer())?;
+        kill(Pid::from_raw(self.pid), signal).context("the workload is gone")?;
+        self.wait_for_answer()
+    }
+
+    /// Ends it and waits until its memory is free again.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn end(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.pid), Signal::SIGKILL).context("the workload is gone")?;
+        if self.child.is_some() {
+            return self.reap();
+        }
+        wait_until_gone(self.pid)
+    }
+}
+
+/// Waits until a process that was killed is gone.
+///
+/// # Errors
+/// When it does not go.
+pub fn wait_until_gone(pid: i32) -> Result<()> {
+    let begun = Instant::now();
+    while is_there(pid) {
+        ensure!(begun.elapsed() < PATIENCE, "process {pid} does not end");
+        sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn is_there(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes `command` run in a session of its own, as a service does: CRIU dumps
+/// whole sessions.
+pub fn in_new_session(command: &mut Command) -> &mut Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: setsid is async-signal-safe, and nothing else runs in the new process.
+    unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) }
+}
+
+/// Processes started from now on get PIDs that no process of a microVM has which booted a
+/// moment ago: CRIU restores a process under the PID that it had.
+///
+/// # Errors
+/// When the kernel does not allow it.
+pub fn use_high_pids() -> Result<()> {
+    fs::write("/proc/sys/kernel/ns_last_pid", "9999").context("cannot choose a PID")
+}
