@@ -6,7 +6,6 @@ mod crash;
 mod limits;
 mod model;
 mod snapshots;
-mod speed;
 mod tmpfs;
 mod vm;
 
