@@ -9,10 +9,10 @@ RELEASE := target/release
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
 
-demo: image ## Dump and restore a loaded Redis, by stock CRIU and by vascriu
+demo: image ## Dump and restore a loaded Redis, by stock CRIU and by vascriu, in two microVMs
 	@$(RELEASE)/mvas-exp demo
 
-bench: image ## Measure stock CRIU against vascriu over sizes of memory
+bench: image ## Measure stock CRIU against vascriu over sizes of memory, and the store
 	@$(RELEASE)/mvas-exp bench
 
 test: setup ## Run all tests

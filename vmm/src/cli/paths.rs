@@ -43,13 +43,18 @@ pub(crate) fn private_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What was built last of `name`: bzImage, vmlinux, rootfs.ext4.
-pub(crate) fn built_last(name: &str) -> Option<PathBuf> {
+/// The folder with everything that was built.
+pub(crate) fn cache() -> Option<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|dir| dir.is_absolute())
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))?;
-    Some(cache.join("mvas/current").join(name))
+    Some(cache.join("mvas"))
+}
+
+/// What was built last of `name`: bzImage, vmlinux, rootfs.ext4.
+pub(crate) fn built_last(name: &str) -> Option<PathBuf> {
+    Some(cache()?.join("current").join(name))
 }
 
 /// The kernel to boot: what was asked for, `$MVAS_KERNEL`, or what was built last.

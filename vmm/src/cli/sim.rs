@@ -12,7 +12,7 @@ use super::args::SimArgs;
 use super::guest::run_in_guest;
 use super::guest::{is_interactive, signals};
 use super::paths;
-use crate::sim::{Ended, Share, SimConfig, SimHost};
+use crate::sim::{Ended, Share, SimConfig, SimHost, is_hidden};
 
 pub(super) fn run(args: SimArgs) -> Result<u8> {
     let cwd = env::current_dir().context("cannot tell the current folder")?;
@@ -24,7 +24,7 @@ pub(super) fn run(args: SimArgs) -> Result<u8> {
             None => default_mem()?,
         },
         cpus: args.cpus,
-        shares: work.into_iter().map(Share::writable).collect(),
+        shares: shares(work, paths::cache()),
         boot_timeout: Duration::from_secs(args.boot_timeout),
         console: args.console,
     };
@@ -44,6 +44,21 @@ pub(super) fn run(args: SimArgs) -> Result<u8> {
         .map_err(|error| host.explain(error))?;
     host.stop();
     Ok(end.exit_code())
+}
+
+/// The work folder, and what `mvasvm` needs there if the simulated host would not see it.
+fn shares(work: Option<PathBuf>, cache: Option<PathBuf>) -> Vec<Share> {
+    let cache = cache.filter(|cache| is_hidden(cache) && cache.is_dir());
+    let cache = cache.filter(|cache| !work.as_ref().is_some_and(|work| cache.starts_with(work)));
+    let read_only = |path| Share {
+        path,
+        writable: false,
+    };
+    let mut shares: Vec<Share> = cache.map(read_only).into_iter().collect();
+    shares.extend(work.map(Share::writable));
+    // An outer folder must not be mounted over an inner one.
+    shares.sort_by(|a, b| a.path.cmp(&b.path));
+    shares
 }
 
 /// The current folder, where it is not the whole host.
@@ -77,4 +92,25 @@ pub(super) fn default_mem() -> Result<MemSize> {
         .context("cannot tell the available memory: say how much with --mem")?;
     let bytes = available / 4 * 3 / MemSize::BLOCK * MemSize::BLOCK;
     MemSize::from_bytes(bytes).context("too little memory is available")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_that_would_be_hidden_is_shared_once() {
+        // In /tmp, of which a simulated host has its own.
+        let folder = tempfile::tempdir_in("/tmp").expect("a folder");
+        let cache = folder.path().to_owned();
+        let of = |work: &str| {
+            let shares = shares(Some(work.into()), Some(cache.clone()));
+            let paths = shares.into_iter().map(|share| (share.path, share.writable));
+            paths.collect::<Vec<_>>()
+        };
+        let work = PathBuf::from("/work");
+        assert_eq!(of("/work"), [(cache.clone(), false), (work.clone(), true)]);
+        assert_eq!(of("/tmp"), [(PathBuf::from("/tmp"), true)]);
+        assert_eq!(shares(Some(work), Some("/usr".into())).len(), 1);
+    }
 }
