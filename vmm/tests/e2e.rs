@@ -8,6 +8,10 @@
 //! CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$PWD/target/release/mvasvm sim --" \
 //!     cargo test --release -p mvasvm --test e2e -- --test-threads=1
 //! ```
+//!
+//! In the environment, `MVAS_CHURN_SECONDS` (50) says how long random operations go on,
+//! `MVAS_KILLS` (3) how often their monitor is killed, and `MVAS_SEED` which ones they are.
+//! `MVAS_KILLS=100` with `… -- churn::` takes about an hour on a simulated host.
 
 #[path = "e2e/churn.rs"]
 mod churn;
