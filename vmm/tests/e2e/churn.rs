@@ -193,8 +193,8 @@ fn a_monitor_killed_at_any_time_leaves_snapshots_whole_or_absent() {
         let churn = Endless::start(&vm, seed.wrapping_add(round));
         // Some operations later, a part of one later: numbers that are random enough here.
         let random = seed.wrapping_add(round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        churn.wait_lines(8 + random % 24);
-        thread::sleep(Duration::from_millis(random / 24 % 1500));
+        churn.wait_lines(6 + random % 16);
+        thread::sleep(Duration::from_millis(random / 16 % 1500));
         kill(Pid::from_raw(vm.pid()), Signal::SIGKILL).expect("kill");
         let words = churn.words();
         wait_for("the end of the VM", || {
