@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::guest::Step;
@@ -36,8 +36,6 @@ pub struct Sample {
     pub drained: Drained,
     /// How host memory grew by it; measured in the first round only.
     pub growth_bytes: Option<i64>,
-    /// Pages of the process, which went on, that were damaged.
-    pub bad_pages: u64,
 }
 
 /// The medians of drains.
@@ -79,12 +77,18 @@ pub fn measure(vm: &Vm, store: &Scratch, size_mib: usize, rounds: usize) -> Resu
             let sample = one(vm, store, size_mib, pages, round == 1)
                 .with_context(|| format!("a drain of {size_mib} MiB of {pages} pages"))?;
             eprintln!(
-                "round {round}/{rounds}: drain of {size_mib} MiB {pages:<4} {:>8} ms",
-                table::ms(sample.drained.drain_ms)
+                "round {round}/{rounds}: {size_mib:>4} MiB {pages:<4} to the store {:>8} ms, guest CPU {:>8} ms",
+                table::ms(sample.drained.drain_ms),
+                table::ms(sample.drained.cpu_ms)
             );
             samples.push(sample);
         }
-        copies.push(vm.ask(&Step::Copy { size_mib })?);
+        let copied: f64 = vm.ask(&Step::Copy { size_mib })?;
+        eprintln!(
+            "round {round}/{rounds}: {size_mib:>4} MiB copied in the guest {:>8} ms",
+            table::ms(copied)
+        );
+        copies.push(copied);
     }
     let rows = [Pages::Huge, Pages::Small].map(|pages| row(size_mib, pages, &samples));
     Ok(Report {
@@ -104,7 +108,11 @@ fn one(vm: &Vm, store: &Scratch, size_mib: usize, pages: Pages, weigh: bool) -> 
         name: name.clone(),
     })?;
     let after = weight()?;
-    let bad_pages = vm.ask(&Step::CountBadPages { pid })?;
+    let bad_pages: u64 = vm.ask(&Step::CountBadPages { pid })?;
+    ensure!(
+        bad_pages == 0,
+        "{bad_pages} pages of the process, which went on, are not as they should be"
+    );
     vm.ask::<()>(&Step::End { pid })?;
     vm.ask::<()>(&Step::Remove { name })?;
     let growth = |(before, after): (u64, u64)| after.cast_signed() - before.cast_signed();
@@ -112,7 +120,6 @@ fn one(vm: &Vm, store: &Scratch, size_mib: usize, pages: Pages, weigh: bool) -> 
         pages,
         drained,
         growth_bytes: before.zip(after).map(growth),
-        bad_pages,
     })
 }
 
@@ -225,7 +232,6 @@ mod tests {
                 cpu_ms: drain_ms / 10.0,
             },
             growth_bytes,
-            bad_pages: 0,
         }
     }
 

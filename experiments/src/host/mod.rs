@@ -119,7 +119,7 @@ pub fn host_bytes(store: &Scratch, vms: &[&Vm]) -> Result<u64> {
 /// Longest wait for guests to give their free memory back.
 const SETTLING: Duration = Duration::from_secs(60);
 /// A guest reports free memory every two seconds.
-const REPORTS: Duration = Duration::from_secs(5);
+const REPORTS: Duration = Duration::from_secs(3);
 
 /// [`host_bytes`], once the guests have given back what they freed.
 ///
