@@ -1,5 +1,10 @@
 //! What `/proc` tells.
 
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
 /// The number in the line of `/proc/PID/status` and its like that begins with `key`.
 ///
 /// ```
@@ -32,6 +37,30 @@ pub fn outer_pid(status: &str, pid: i32) -> Option<i32> {
     }
 }
 
+/// CPU time of the kernel's unbound workers, which drain.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn cpu_of_kernel_workers() -> Result<Duration> {
+    let mut nanos = 0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if comm.starts_with("kworker/u") {
+            let path = entry.path().join("schedstat");
+            // One that has ended meanwhile did nothing for us.
+            let Ok(text) = fs::read_to_string(&path) else {
+                continue;
+            };
+            nanos += first_number(&text).with_context(|| format!("{}: {text}", path.display()))?;
+        }
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
+fn first_number(text: &str) -> Option<u64> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,5 +77,11 @@ mod tests {
         assert_eq!(outer_pid(&status("412\t7\t10000"), 10000), Some(412));
         assert_eq!(outer_pid(&status("412\t10000"), 412), None);
         assert_eq!(outer_pid("", 1), None);
+    }
+
+    #[test]
+    fn the_cpu_time_is_the_first_number_of_schedstat() {
+        assert_eq!(first_number("123456 7 8\n"), Some(123_456));
+        assert_eq!(first_number(""), None);
     }
 }

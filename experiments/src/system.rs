@@ -84,14 +84,25 @@ impl Snapshot {
         }
     }
 
-    /// Brings it to where a restore should find it.
+    /// Waits until it is in the snapshot store; whether it goes there at all.
     ///
     /// # Errors
-    /// When it does not get to the snapshot store.
-    pub fn settle(&self) -> Result<()> {
+    /// When it does not get there.
+    pub fn wait_until_stored(&self) -> Result<bool> {
+        match self {
+            Self::Stock(_) | Self::Vas(_) => Ok(false),
+            Self::Stored(name) => vas::wait_until_stored(name).map(|()| true),
+        }
+    }
+
+    /// Makes it cold, if it is in the snapshot store.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub fn evict(&self) -> Result<()> {
         match self {
             Self::Stock(_) | Self::Vas(_) => Ok(()),
-            Self::Stored(name) => vas::wait_until_stored(name).and_then(|()| vas::evict(name)),
+            Self::Stored(name) => vas::evict(name),
         }
     }
 

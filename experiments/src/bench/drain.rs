@@ -4,13 +4,14 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::guest::Step;
 use crate::host::{Scratch, Vm, settled_bytes};
+use crate::procfs::cpu_of_kernel_workers;
 use crate::stats::median;
 use crate::subject::DIR;
 use crate::system::ms;
@@ -184,27 +185,6 @@ pub fn drain(pid: i32, name: &str) -> Result<Drained> {
     })
 }
 
-/// CPU time of the kernel's unbound workers, which drain.
-fn cpu_of_kernel_workers() -> Result<Duration> {
-    let mut nanos = 0;
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if comm.starts_with("kworker/u") {
-            let path = entry.path().join("schedstat");
-            // One that has ended meanwhile did nothing for us.
-            let Ok(text) = fs::read_to_string(&path) else {
-                continue;
-            };
-            nanos += first_number(&text).with_context(|| format!("{}: {text}", path.display()))?;
-        }
-    }
-    Ok(Duration::from_nanos(nanos))
-}
-
-fn first_number(text: &str) -> Option<u64> {
-    text.split_whitespace().next()?.parse().ok()
-}
-
 /// Copies memory to a new file on tmpfs, as CRIU does; milliseconds. The guest half.
 ///
 /// # Errors
@@ -259,11 +239,5 @@ mod tests {
             copy_ms: 4321.0,
         });
         assert!(table.contains("1.00x") && table.contains("4321"), "{table}");
-    }
-
-    #[test]
-    fn the_cpu_time_is_the_first_number_of_schedstat() {
-        assert_eq!(first_number("123456 7 8\n"), Some(123_456));
-        assert_eq!(first_number(""), None);
     }
 }

@@ -32,6 +32,8 @@ pub struct Row {
     pub dump_ms: f64,
     /// CPU time of the dump.
     pub dump_cpu_ms: f64,
+    /// CPU time of the guest's kernel for the way to the store, if it goes there.
+    pub drain_cpu_ms: f64,
     /// The whole restore.
     pub restore_ms: f64,
     /// How long the process was frozen.
@@ -56,6 +58,7 @@ impl Default for Row {
             system: System::CriuTmpfs,
             dump_ms: 0.0,
             dump_cpu_ms: 0.0,
+            drain_cpu_ms: 0.0,
             restore_ms: 0.0,
             frozen_ms: 0.0,
             memory_dump_ms: 0.0,
@@ -131,6 +134,7 @@ pub fn summarize(samples: &[Sample]) -> Vec<Row> {
             system: wanted.2,
             dump_ms: median(&dump)?,
             dump_cpu_ms: median(&column(|s| s.dump_cpu_ms))?,
+            drain_cpu_ms: median(&column(|s| s.drain_cpu_ms))?,
             restore_ms: median(&restore)?,
             frozen_ms: median(&column(|s| s.frozen_ms))?,
             memory_dump_ms: median(&column(|s| s.memory_dump_ms))?,
@@ -224,6 +228,7 @@ mod tests {
             system,
             dump_ms,
             dump_cpu_ms: dump_ms,
+            drain_cpu_ms: 0.0,
             restore_ms: 2.0 * dump_ms,
             frozen_ms: 1.0,
             memory_dump_ms: 1.0,

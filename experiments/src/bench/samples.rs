@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::guest;
+use crate::procfs::cpu_of_kernel_workers;
 use crate::subject::{DIR, Subject};
 use crate::system::{Snapshot, System, ms};
 use crate::table;
@@ -50,6 +51,8 @@ pub struct Sample {
     pub dump_ms: f64,
     /// CPU time of the dump.
     pub dump_cpu_ms: f64,
+    /// CPU time of the guest's kernel for the way to the store, if it goes there.
+    pub drain_cpu_ms: f64,
     /// The whole restore.
     pub restore_ms: f64,
     /// How long the process was frozen.
@@ -105,9 +108,15 @@ fn snapshot(system: System) -> Snapshot {
 pub fn measure(system: System, size_mib: usize, pages: Pages) -> Result<Sample> {
     let snapshot = snapshot(system);
     let mut subject = Subject::start(size_mib, pages)?;
+    let workers_before = cpu_of_kernel_workers()?;
     let dump = snapshot.dump(subject.pid)?;
     subject.reap()?;
-    snapshot.settle()?;
+    let drain_cpu = if snapshot.wait_until_stored()? {
+        cpu_of_kernel_workers()?.saturating_sub(workers_before)
+    } else {
+        Duration::ZERO
+    };
+    snapshot.evict()?;
     let restore = snapshot.restore()?;
     let bad_pages = subject.count_bad_pages()?;
     subject.end()?;
@@ -118,6 +127,7 @@ pub fn measure(system: System, size_mib: usize, pages: Pages) -> Result<Sample> 
         system,
         dump_ms: ms(dump.wall),
         dump_cpu_ms: ms(dump.cpu),
+        drain_cpu_ms: ms(drain_cpu),
         restore_ms: ms(restore.wall),
         frozen_ms: ms(dump.frozen),
         memory_dump_ms: ms(dump.memory),
