@@ -89,7 +89,8 @@ pub fn dump(pid: i32, dir: &Path) -> Result<Dump> {
 /// When CRIU fails; the message has the errors in its log.
 pub fn restore(dir: &Path) -> Result<Restore> {
     let mut command = criu("restore", dir);
-    command.arg("--restore-detached");
+    // Its log is the clock of the memory step.
+    command.args(["--restore-detached", "-v4"]);
     let log = dir.join("restore.log");
     let ran = timed(&mut command).with_context(|| errors_in(&log))?;
     let text = fs::read(&log).with_context(|| format!("no {}", log.display()))?;
@@ -105,7 +106,7 @@ fn criu(action: &str, dir: &Path) -> Command {
         .arg(action)
         .arg("-D")
         .arg(dir)
-        .args(["-o", &format!("{action}.log"), "-v4"]);
+        .args(["-o", &format!("{action}.log")]);
     command
 }
 
