@@ -18,15 +18,15 @@ pub struct Frames {
 }
 
 /// The least that a churn's workload has is 4 MiB: one VAS or one mm that is left behind is
-/// a multiple of each of these, which leave room for the heaps of this process and of the
-/// agent (anonymous memory), and for what other processes map meanwhile.
+/// four times this, which leaves room for the heaps of this process and of the agent.
 const ANONYMOUS: u64 = 256;
-const PAGE_TABLES: u64 = 64;
-const VMAS: u64 = 100;
+/// A few operations that each leave some behind are more; other processes come and go.
+const PAGE_TABLES: u64 = 32;
+const VMAS: u64 = 50;
 /// Pages without an owner show in nothing else. Of slabs and of the allocator's lists for
 /// each CPU more remain at one time than at another; a huge page that is lost in each
 /// operation is more.
-const FREE: u64 = 4096;
+const FREE: u64 = 2048;
 
 impl Frames {
     /// As it is now, without caches.
