@@ -278,7 +278,13 @@ mod tests {
             samples: 1,
         };
         Stored {
-            rows: vec![row(2048, Pages::Huge, System::VascriuStore, 100.0 * slow)],
+            rows: vec![
+                row(2048, Pages::Huge, System::VascriuStore, 100.0 * slow),
+                Row {
+                    drain_cpu_ms: 100.0 * slow,
+                    ..row(2048, Pages::Small, System::VascriuStore, 100.0 * slow)
+                },
+            ],
             drain: drain::Report {
                 rows: vec![drain(Pages::Huge, 10.0 * slow), drain(Pages::Small, 100.0)],
                 copy_ms: 100.0,
