@@ -3,43 +3,9 @@
  * Every allocation of a capture and of an attach fails once, by fault injection
  * (the debug flavor has it): it is undone whole, and a second try works.
  */
-#include "vas_test.h"
+#include "vas_fault.h"
 
 #define RW	(PROT_READ | PROT_WRITE)
-#define FAULTS	"/sys/kernel/debug/"
-
-/* The next-but-n allocation of this process fails; 0 ends it. */
-static int fail_nth(int n)
-{
-	char text[16];
-
-	snprintf(text, sizeof(text), "%d", n);
-	return write_file("/proc/self/fail-nth", text);
-}
-
-/* Did it? Then what was asked for is reset to 0. */
-static bool has_failed(void)
-{
-	return read_file("/proc/self/fail-nth")[0] == '0';
-}
-
-static bool set_up(void)
-{
-	static const char * const kinds[] = { "failslab", "fail_page_alloc" };
-	char path[128];
-
-	if (access("/proc/self/fail-nth", F_OK))
-		return false;
-	for (int i = 0; i < ARRAY_SIZE(kinds); i++) {
-		snprintf(path, sizeof(path), FAULTS "%s/ignore-gfp-wait", kinds[i]);
-		write_file(path, "N");
-		snprintf(path, sizeof(path), FAULTS "%s/verbose", kinds[i]);
-		write_file(path, "0");
-	}
-	write_file(FAULTS "fail_page_alloc/min-order", "0");
-	write_file(FAULTS "fail_page_alloc/ignore-gfp-highmem", "N");
-	return true;
-}
 
 /* Small pages, huge ones, several VMAs. */
 static long t_memory(ulong fill, ulong base, ulong c)
@@ -68,7 +34,7 @@ TEST(a_capture_that_fails_anywhere_is_undone)
 	bool failed = true;
 	long committed;
 
-	if (!set_up())
+	if (!fault_set_up())
 		SKIP(return, "no fault injection");
 	ASSERT_EQ(0, tcall(&t, t_memory, 1, BASE, 0));
 	committed = meminfo("Committed_AS");
@@ -159,14 +125,14 @@ static void check_attach(struct __test_metadata *_metadata, ulong delta)
 
 TEST(an_attach_that_fails_anywhere_is_undone)
 {
-	if (!set_up())
+	if (!fault_set_up())
 		SKIP(return, "no fault injection");
 	check_attach(_metadata, 0);
 }
 
 TEST(an_attach_elsewhere_that_fails_anywhere_is_undone)
 {
-	if (!set_up())
+	if (!fault_set_up())
 		SKIP(return, "no fault injection");
 	check_attach(_metadata, 64 * GiB + 5 * PAGE);
 }
@@ -177,7 +143,7 @@ TEST(creating_and_opening_that_fails_anywhere_leaves_nothing)
 	int session = vas_session(), n, undone = 0;
 	bool failed = true;
 
-	if (!set_up())
+	if (!fault_set_up())
 		SKIP(return, "no fault injection");
 	for (n = 1; failed && n < 500; n++) {
 		int fd, again;
