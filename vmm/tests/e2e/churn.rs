@@ -118,8 +118,8 @@ impl Expected {
 /// A churn that goes on until its VM is killed.
 struct Endless {
     child: Child,
-    /// One for each line that was read.
-    lines: Receiver<()>,
+    /// For each line that was read: whether it says that a snapshot is complete.
+    lines: Receiver<bool>,
     /// Reads and answers; returns all it has read.
     reader: JoinHandle<String>,
 }
@@ -143,7 +143,7 @@ impl Endless {
                 if out.read_line(&mut words).expect("output") == 0 {
                     return words;
                 }
-                let _ = read.send(());
+                let _ = read.send(words[from..].starts_with("stored "));
                 if words[from..].starts_with("storing ") || words[from..].starts_with("removing ") {
                     let _ = stdin.write_all(b"\n");
                 }
@@ -156,11 +156,13 @@ impl Endless {
         }
     }
 
+    /// Waits for so many lines, and for a snapshot to have been complete.
     fn wait_lines(&self, count: u64) {
-        for _ in 0..count {
-            self.lines
-                .recv_timeout(PATIENCE)
-                .expect("the churn goes on");
+        let (mut lines, mut stored) = (0, false);
+        while lines < count || !stored {
+            let line = self.lines.recv_timeout(PATIENCE);
+            stored |= line.expect("the churn goes on");
+            lines += 1;
         }
     }
 
