@@ -106,17 +106,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{name, store};
     use super::*;
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let store = Store::at(dir.path().join("run")).expect("store");
-        (dir, store)
-    }
-
-    fn name(text: &str) -> Name {
-        text.parse().expect("a name")
-    }
 
     #[test]
     fn one_holds_alone_or_many_share() {

@@ -335,13 +335,13 @@ pub fn dir_bytes(dir: &Path) -> u64 {
 mod tests {
     use super::*;
 
-    fn store() -> (tempfile::TempDir, Store) {
+    pub(super) fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().expect("temp dir");
         let store = Store::at(dir.path().join("run")).expect("store");
         (dir, store)
     }
 
-    fn name(text: &str) -> Name {
+    pub(super) fn name(text: &str) -> Name {
         text.parse().expect("a name")
     }
 
