@@ -172,21 +172,17 @@ impl<'a> Builder<'a> {
             built.extend(cargo::build(root, &build)?);
         }
         built.retain(|a| !STATIC.contains(&a.name.as_str()));
-        for name in STATIC {
-            let config = format!("target.{TARGET}.{STATIC_FLAGS}");
-            let build = [
-                "build",
-                "--release",
-                "--target",
-                TARGET,
-                "--config",
-                &config,
-            ];
-            built.extend(cargo::build(
-                root,
-                &[&build[..], &["--bin", name]].concat(),
-            )?);
-        }
+        let config = format!("target.{TARGET}.{STATIC_FLAGS}");
+        let mut build = vec![
+            "build",
+            "--release",
+            "--target",
+            TARGET,
+            "--config",
+            &config,
+        ];
+        build.extend(STATIC.iter().flat_map(|name| ["--bin", name]));
+        built.extend(cargo::build(root, &build)?);
         let mut files = places(&built);
         for (name, _, place) in PLACES {
             let found = files.iter().any(|(to, _)| to == place);
