@@ -111,12 +111,15 @@ fn bring(store: &Store, session: &Session, name: &Name) -> Result<(), Error> {
     if !session.has_store()? {
         return Ok(());
     }
-    let _lock = store.lock_in_turn(name)?;
+    let lock = store.lock_in_turn(name)?;
     // Another restore may have been first.
-    if store.has(name) {
-        return Ok(());
-    }
-    match stored::load(store, session, name) {
+    let loaded = if store.has(name) {
+        Ok(())
+    } else {
+        stored::load(store, session, name)
+    };
+    store.leave(name, lock)?;
+    match loaded {
         Err(stored::Error::Device(device::Error::NotStored(_))) => Ok(()),
         done => Ok(done?),
     }

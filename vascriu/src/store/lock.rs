@@ -70,6 +70,20 @@ impl Store {
         self.locked(name, |file| file.lock().map_err(TryLockError::Error))
     }
 
+    /// Lets go of a name that was held alone. Without a snapshot of that name, its lock
+    /// file goes, too.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn leave(&self, name: &Name, lock: Lock) -> Result<(), Error> {
+        if !self.has(name) {
+            let path = self.lock_path(name);
+            fs::remove_file(&path).map_err(at("removing", &path))?;
+        }
+        drop(lock);
+        Ok(())
+    }
+
     fn locked(
         &self,
         name: &Name,
@@ -88,7 +102,7 @@ impl Store {
         }
     }
 
-    pub(super) fn lock_path(&self, name: &Name) -> PathBuf {
+    fn lock_path(&self, name: &Name) -> PathBuf {
         self.root.join(".locks").join(name.as_str())
     }
 
@@ -130,13 +144,24 @@ mod tests {
         let waiting = std::thread::scope(|scope| {
             let waiting = scope.spawn(|| store.lock_in_turn(&a));
             sleep(Duration::from_millis(50));
-            fs::remove_file(store.lock_path(&a)).expect("remove");
-            drop(removing);
+            store.leave(&a, removing).expect("left");
             waiting.join().expect("no panic").expect("in turn")
         });
         // It holds what others see.
         assert!(matches!(store.lock(&a, Hold::Shared), Err(Error::Busy(_))));
         drop(waiting);
-        store.lock(&a, Hold::Alone).expect("free");
+        let free = store.lock(&a, Hold::Alone).expect("free");
+        store.leave(&a, free).expect("left");
+        assert!(!store.lock_path(&a).exists());
+    }
+
+    #[test]
+    fn the_lock_of_a_snapshot_stays() {
+        let (_dir, store) = store();
+        let a = name("a");
+        let lock = store.lock(&a, Hold::Alone).expect("free");
+        fs::create_dir(store.path(&a)).expect("mkdir");
+        store.leave(&a, lock).expect("left");
+        assert!(store.lock_path(&a).exists());
     }
 }

@@ -225,10 +225,10 @@ impl Store {
     /// [`Error::Unknown`]; [`Error::Busy`] or [`device::Error::Busy`] where it is
     /// in use, and then nothing was removed.
     pub fn remove(&self, name: &Name, force: bool) -> Result<(), Error> {
-        let _lock = self.lock(name, Hold::Alone)?;
-        self.remove_held(name, force)?;
-        let path = self.lock_path(name);
-        fs::remove_file(&path).map_err(at("removing", &path))
+        let lock = self.lock(name, Hold::Alone)?;
+        let removed = self.remove_held(name, force);
+        let left = self.leave(name, lock);
+        removed.and(left)
     }
 
     fn remove_held(&self, name: &Name, force: bool) -> Result<(), Error> {

@@ -128,13 +128,21 @@ static struct xarray *item_index(struct drain *d, struct vas_batch_item *item)
 }
 
 /*
- * May the snapshot have @folio a second time?  By another mapping, one of the
- * swap entries that keep it in the swap cache, or other pages of it.
+ * May the snapshot have @item's page a second time?  Within a VAS, an anonymous
+ * page is mapped once, unless KSM merged it.  Several VASes may each have it: by
+ * another mapping, one of the swap entries that keep it in the swap cache, or
+ * other pages of its folio.  A live task's mapping, which is the usual other one,
+ * must not cost an entry for each page where there is only one VAS.
  */
-static bool sharable(struct folio *folio)
+static bool sharable(struct drain *d, struct vas_batch_item *item)
 {
-	return folio_test_large(folio) || folio_test_swapcache(folio) ||
-	       folio_test_ksm(folio) || folio_mapcount(folio) != 1;
+	struct folio *folio = page_folio(item->page);
+
+	if (item->huge || folio_test_ksm(folio))
+		return true;
+	return d->count > 1 &&
+	       (folio_test_large(folio) || folio_test_swapcache(folio) ||
+		folio_mapcount(folio) != 1);
 }
 
 /*
@@ -153,7 +161,7 @@ static int item_place(struct drain *d, struct vas_batch_item *item)
 		return 0;
 	}
 	item->index = item->huge ? d->next_block++ : d->next_page++;
-	if (sharable(page_folio(item->page))) {
+	if (sharable(d, item)) {
 		err = xa_err(xa_store(index, pfn, xa_mk_value(item->index),
 				      GFP_KERNEL));
 		item->entered = !err;
@@ -195,18 +203,14 @@ static int batch_send(struct drain *d)
 }
 
 /*
- * Within a VAS, what is shared is found in the same batch, or it is stored twice.
- * But KSM shares all over.  And a frame can be published to a draft only once: it
- * must not be freed, and become another block of the same draft.
+ * What was entered stays until the drain ends: it may come again.  And a frame can
+ * be published to a draft only once: it must not be freed, and become another
+ * block of the same draft.
  */
-static void item_drop(struct drain *d, struct vas_batch_item *item)
+static void item_drop(struct vas_batch_item *item)
 {
-	if (item->entered && (item->huge || d->count > 1 ||
-			      PageKsm(item->page)))
-		return;
-	if (item->entered)
-		xa_erase(item_index(d, item), page_to_pfn(item->page));
-	folio_put(page_folio(item->page));
+	if (!item->entered)
+		folio_put(page_folio(item->page));
 }
 
 static int batch_drain(struct drain *d, struct vas *vas, struct vas_map *map)
@@ -225,7 +229,7 @@ static int batch_drain(struct drain *d, struct vas *vas, struct vas_map *map)
 
 		if (!err)
 			err = vas_map_add(map, &run, item->first);
-		item_drop(d, item);
+		item_drop(item);
 	}
 	atomic64_set(&vas->drained, map->pages);
 	return err;
