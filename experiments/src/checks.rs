@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::{Row, Stored, clones, drain, remap};
 use crate::system::System;
+use crate::times::Times;
 use crate::workload::Pages;
 
 /// A goal and what was measured of it.
@@ -49,14 +50,19 @@ fn check(what: String, measured: f64, target: f64, at_least: bool) -> Check {
     }
 }
 
-/// What of a row is compared, and its name.
-type Column = (&'static str, fn(&Row) -> f64);
+/// Which time is compared, and its name.
+type Column = (&'static str, fn(&Times) -> f64);
 
-const DUMP: Column = ("dump", |r| r.dump_ms);
-const RESTORE: Column = ("restore", |r| r.restore_ms);
-const FROZEN: Column = ("time frozen of a dump", |r| r.frozen_ms);
-const MEMORY_DUMP: Column = ("memory step of the dump", |r| r.memory_dump_ms);
-const MEMORY_RESTORE: Column = ("memory step of the restore", |r| r.memory_restore_ms);
+const DUMP: Column = ("dump", |t| t.dump_ms);
+const RESTORE: Column = ("restore", |t| t.restore_ms);
+const FROZEN: Column = ("time frozen of a dump", |t| t.frozen_ms);
+const MEMORY_DUMP: Column = ("memory step of the dump", |t| t.memory_dump_ms);
+const MEMORY_RESTORE: Column = ("memory step of the restore", |t| t.memory_restore_ms);
+
+/// How often `of`'s time is `to`'s.
+fn ratio(time: fn(&Times) -> f64, of: &Row, to: &Row) -> f64 {
+    time(&of.times) / time(&to.times)
+}
 
 /// Size in MiB at which the speed goals are set.
 const GOAL_SIZE: usize = 2048;
@@ -96,7 +102,7 @@ fn much_faster(rows: &[Row]) -> Vec<Check> {
     ];
     let one = |((name, of), goal): (Column, f64)| {
         let what = format!("{name} faster than stock at {GOAL_SIZE} MiB of huge pages");
-        check(what, of(stock) / of(vas), goal, true)
+        check(what, ratio(of, stock, vas), goal, true)
     };
     goals.map(one).to_vec()
 }
@@ -117,7 +123,7 @@ fn flat(rows: &[Row]) -> Vec<Check> {
                     "vascriu's {name} at {} MiB of {pages} pages against {} MiB",
                     large.size_mib, small.size_mib
                 );
-                checks.push(check(what, of(large) / of(small), 1.5, false));
+                checks.push(check(what, ratio(of, large, small), 1.5, false));
             }
         }
     }
@@ -133,7 +139,7 @@ fn never_slower(rows: &[Row]) -> Vec<Check> {
                     "{name} not slower than stock at {} MiB of {} pages",
                     vas.size_mib, vas.pages
                 );
-                checks.push(check(what, of(stock) / of(vas), 1.0, true));
+                checks.push(check(what, ratio(of, stock, vas), 1.0, true));
             }
         }
     }
@@ -150,7 +156,7 @@ fn dump_to_store(rows: &[Row], stored: &[Row]) -> Vec<Check> {
                     "{name} that drains against guest-only at {} MiB of {} pages",
                     draining.size_mib, draining.pages
                 );
-                check(what, of(draining) / of(guest_only), 1.1, false)
+                check(what, ratio(of, draining, guest_only), 1.1, false)
             }));
         }
     }
@@ -162,7 +168,7 @@ fn cold_restore(rows: &[Row], stored: &[Row]) -> Vec<Check> {
     let cold = find(stored, GOAL_SIZE, Pages::Huge, System::VascriuStore);
     let one = |(stock, cold): (&Row, &Row)| {
         let what = format!("cold restore faster than stock at {GOAL_SIZE} MiB of huge pages");
-        check(what, stock.restore_ms / cold.restore_ms, 20.0, true)
+        check(what, ratio(RESTORE.1, stock, cold), 20.0, true)
     };
     stock.zip(cold).map(one).into_iter().collect()
 }
@@ -197,7 +203,7 @@ fn cpu_of_drains(rows: &[Row], stored: &[Row]) -> Option<Check> {
     let of = |system| find(rows, draining.size_mib, Pages::Small, system);
     let (stock, vas) = (of(System::CriuTmpfs)?, of(System::Vascriu)?);
     // What both do anyhow is not writing pages.
-    let writing = stock.dump_cpu_ms - vas.dump_cpu_ms;
+    let writing = stock.times.dump_cpu_ms - vas.times.dump_cpu_ms;
     let what = format!(
         "guest CPU of draining {} MiB of 4k pages against CRIU's writing them",
         draining.size_mib
@@ -236,13 +242,18 @@ mod tests {
             size_mib,
             pages,
             system,
-            dump_ms: ms,
-            dump_cpu_ms: ms,
-            restore_ms: ms,
-            frozen_ms: ms,
-            memory_dump_ms: ms / 10.0,
-            memory_restore_ms: ms / 10.0,
-            ..Row::default()
+            times: Times {
+                dump_ms: ms,
+                dump_cpu_ms: ms,
+                restore_ms: ms,
+                frozen_ms: ms,
+                memory_dump_ms: ms / 10.0,
+                memory_restore_ms: ms / 10.0,
+            },
+            drain_cpu_ms: 0.0,
+            samples: 1,
+            dump_range_ms: (ms, ms),
+            restore_range_ms: (ms, ms),
         }
     }
 

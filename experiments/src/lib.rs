@@ -18,5 +18,6 @@ pub mod stats;
 pub mod subject;
 pub mod system;
 pub mod table;
+pub mod times;
 pub mod vas;
 pub mod workload;

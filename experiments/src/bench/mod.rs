@@ -17,6 +17,7 @@ use crate::checks::Check;
 use crate::stats::{median, range};
 use crate::system::System;
 use crate::table;
+use crate::times::Times;
 use crate::workload::Pages;
 
 /// The medians of a size, pages and system.
@@ -28,46 +29,17 @@ pub struct Row {
     pub pages: Pages,
     /// What dumped and restored it.
     pub system: System,
-    /// The whole dump.
-    pub dump_ms: f64,
-    /// CPU time of the dump.
-    pub dump_cpu_ms: f64,
+    /// The times.
+    #[serde(flatten)]
+    pub times: Times,
     /// CPU time of the guest's kernel for the way to the store, if it goes there.
     pub drain_cpu_ms: f64,
-    /// The whole restore.
-    pub restore_ms: f64,
-    /// How long the process was frozen.
-    pub frozen_ms: f64,
-    /// The memory step of the dump.
-    pub memory_dump_ms: f64,
-    /// The memory step of the restore.
-    pub memory_restore_ms: f64,
     /// Number of measurements.
     pub samples: usize,
     /// The fastest and the slowest dump.
     pub dump_range_ms: (f64, f64),
     /// The fastest and the slowest restore.
     pub restore_range_ms: (f64, f64),
-}
-
-impl Default for Row {
-    fn default() -> Self {
-        Self {
-            size_mib: 0,
-            pages: Pages::Small,
-            system: System::CriuTmpfs,
-            dump_ms: 0.0,
-            dump_cpu_ms: 0.0,
-            drain_cpu_ms: 0.0,
-            restore_ms: 0.0,
-            frozen_ms: 0.0,
-            memory_dump_ms: 0.0,
-            memory_restore_ms: 0.0,
-            samples: 0,
-            dump_range_ms: (0.0, 0.0),
-            restore_range_ms: (0.0, 0.0),
-        }
-    }
 }
 
 /// What was measured of the snapshot store.
@@ -127,21 +99,15 @@ pub fn summarize(samples: &[Sample]) -> Vec<Row> {
     let row = |wanted: (usize, Pages, System)| {
         let group: Vec<&Sample> = samples.iter().filter(|s| key(s) == wanted).collect();
         let column = |of: fn(&Sample) -> f64| group.iter().map(|s| of(s)).collect::<Vec<f64>>();
-        let (dump, restore) = (column(|s| s.dump_ms), column(|s| s.restore_ms));
         Some(Row {
             size_mib: wanted.0,
             pages: wanted.1,
             system: wanted.2,
-            dump_ms: median(&dump)?,
-            dump_cpu_ms: median(&column(|s| s.dump_cpu_ms))?,
+            times: Times::medians(&group.iter().map(|s| s.times).collect::<Vec<_>>())?,
             drain_cpu_ms: median(&column(|s| s.drain_cpu_ms))?,
-            restore_ms: median(&restore)?,
-            frozen_ms: median(&column(|s| s.frozen_ms))?,
-            memory_dump_ms: median(&column(|s| s.memory_dump_ms))?,
-            memory_restore_ms: median(&column(|s| s.memory_restore_ms))?,
             samples: group.len(),
-            dump_range_ms: range(&dump)?,
-            restore_range_ms: range(&restore)?,
+            dump_range_ms: range(&column(|s| s.times.dump_ms))?,
+            restore_range_ms: range(&column(|s| s.times.restore_ms))?,
         })
     };
     seen.into_iter().filter_map(row).collect()
@@ -192,23 +158,24 @@ fn render(rows: &[Row]) -> String {
         })
     };
     let cells = |row: &Row| {
-        let times = |of: fn(&Row) -> f64| {
+        let own = &row.times;
+        let faster = |of: fn(&Times) -> f64| {
             let stock = stock(row).filter(|_| row.system != System::CriuTmpfs);
-            stock.map_or(String::new(), |s| table::times(of(s), of(row)))
+            stock.map_or(String::new(), |s| table::times(of(&s.times), of(own)))
         };
         vec![
             format!("{} MiB", row.size_mib),
             row.pages.to_string(),
             row.system.to_string(),
-            table::ms(row.dump_ms),
-            table::ms(row.restore_ms),
-            table::ms(row.frozen_ms),
-            table::ms(row.memory_dump_ms),
-            table::ms(row.memory_restore_ms),
-            times(|r| r.dump_ms),
-            times(|r| r.restore_ms),
-            times(|r| r.memory_dump_ms),
-            times(|r| r.memory_restore_ms),
+            table::ms(own.dump_ms),
+            table::ms(own.restore_ms),
+            table::ms(own.frozen_ms),
+            table::ms(own.memory_dump_ms),
+            table::ms(own.memory_restore_ms),
+            faster(|t| t.dump_ms),
+            faster(|t| t.restore_ms),
+            faster(|t| t.memory_dump_ms),
+            faster(|t| t.memory_restore_ms),
         ]
     };
     let mut together: Vec<&Row> = rows.iter().collect();
@@ -226,13 +193,12 @@ mod tests {
             size_mib: 16,
             pages: Pages::Huge,
             system,
-            dump_ms,
-            dump_cpu_ms: dump_ms,
+            times: Times {
+                dump_ms,
+                restore_ms: 2.0 * dump_ms,
+                ..Times::default()
+            },
             drain_cpu_ms: 0.0,
-            restore_ms: 2.0 * dump_ms,
-            frozen_ms: 1.0,
-            memory_dump_ms: 1.0,
-            memory_restore_ms: 1.0,
             bad_pages,
         }
     }
@@ -248,11 +214,18 @@ mod tests {
         let rows = summarize(&samples);
         assert_eq!(rows.len(), 2);
         assert_eq!(
-            (rows[0].dump_ms, rows[0].restore_ms, rows[0].samples),
+            (
+                rows[0].times.dump_ms,
+                rows[0].times.restore_ms,
+                rows[0].samples
+            ),
             (20.0, 40.0, 3)
         );
         assert_eq!(rows[0].dump_range_ms, (10.0, 30.0));
-        assert_eq!((rows[1].system, rows[1].dump_ms), (System::Vascriu, 3.0));
+        assert_eq!(
+            (rows[1].system, rows[1].times.dump_ms),
+            (System::Vascriu, 3.0)
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::procfs::cpu_of_kernel_workers;
 use crate::subject::{DIR, Subject};
 use crate::system::{Snapshot, System, ms};
 use crate::table;
+use crate::times::Times;
 use crate::workload::Pages;
 
 /// What to measure.
@@ -47,20 +48,11 @@ pub struct Sample {
     pub pages: Pages,
     /// What dumped and restored it.
     pub system: System,
-    /// The whole dump.
-    pub dump_ms: f64,
-    /// CPU time of the dump.
-    pub dump_cpu_ms: f64,
+    /// The times.
+    #[serde(flatten)]
+    pub times: Times,
     /// CPU time of the guest's kernel for the way to the store, if it goes there.
     pub drain_cpu_ms: f64,
-    /// The whole restore.
-    pub restore_ms: f64,
-    /// How long the process was frozen.
-    pub frozen_ms: f64,
-    /// The memory step of the dump.
-    pub memory_dump_ms: f64,
-    /// The memory step of the restore.
-    pub memory_restore_ms: f64,
     /// Pages that were not as before, after the restore.
     pub bad_pages: u64,
 }
@@ -83,8 +75,8 @@ pub fn run(plan: &Plan) -> Result<Vec<Sample>> {
             eprintln!(
                 "round {number}/{}: {size:>4} MiB {pages:<4} {system:<13} dump {:>8} ms, restore {:>8} ms  ({})",
                 plan.rounds,
-                table::ms(sample.dump_ms),
-                table::ms(sample.restore_ms),
+                table::ms(sample.times.dump_ms),
+                table::ms(sample.times.restore_ms),
                 eta.after(size + 256),
             );
             samples.push(sample);
@@ -125,13 +117,8 @@ pub fn measure(system: System, size_mib: usize, pages: Pages) -> Result<Sample> 
         size_mib,
         pages,
         system,
-        dump_ms: ms(dump.wall),
-        dump_cpu_ms: ms(dump.cpu),
+        times: Times::new(&dump, &restore),
         drain_cpu_ms: ms(drain_cpu),
-        restore_ms: ms(restore.wall),
-        frozen_ms: ms(dump.frozen),
-        memory_dump_ms: ms(dump.memory),
-        memory_restore_ms: ms(restore.memory),
         bad_pages,
     })
 }

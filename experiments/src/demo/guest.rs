@@ -14,6 +14,7 @@ use crate::criu::timed;
 use crate::redis::{self, Client, State};
 use crate::subject::{DIR, use_high_pids};
 use crate::system::{Snapshot, System, ms};
+use crate::times::Times;
 use crate::vas;
 
 /// Name of the snapshot that goes to another microVM.
@@ -112,11 +113,7 @@ fn run(system: System, snapshot: &Snapshot, server: &mut Child, expected: &State
     snapshot.delete()?;
     Ok(Run {
         system,
-        dump_ms: ms(dump.wall),
-        restore_ms: ms(restore.wall),
-        frozen_ms: ms(dump.frozen),
-        memory_dump_ms: ms(dump.memory),
-        memory_restore_ms: ms(restore.memory),
+        times: Times::new(&dump, &restore),
         image_bytes: dump.image_bytes,
         data_equal: differs.is_none(),
         differs,

@@ -9,22 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::system::System;
 use crate::table;
+use crate::times::Times;
 
-/// One dump and restore, times in milliseconds.
+/// One dump and restore.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// What dumped and restored.
     pub system: System,
-    /// The whole dump.
-    pub dump_ms: f64,
-    /// The whole restore.
-    pub restore_ms: f64,
-    /// How long Redis was frozen in the dump.
-    pub frozen_ms: f64,
-    /// The memory step of the dump.
-    pub memory_dump_ms: f64,
-    /// The memory step of the restore.
-    pub memory_restore_ms: f64,
+    /// The times.
+    #[serde(flatten)]
+    pub times: Times,
     /// Bytes of the image files.
     pub image_bytes: u64,
     /// Whether Redis holds exactly the same data after the restore.
@@ -108,19 +102,20 @@ impl Report {
         ];
         let baseline = self.runs.iter().find(|r| r.system == System::CriuTmpfs);
         let row = |run: &Run| {
-            let times = |of: fn(&Run) -> f64| {
-                baseline.map_or(String::new(), |b| table::times(of(b), of(run)))
+            let own = &run.times;
+            let faster = |of: fn(&Times) -> f64| {
+                baseline.map_or(String::new(), |b| table::times(of(&b.times), of(own)))
             };
             vec![
                 run.system.to_string(),
-                table::ms(run.dump_ms),
-                table::ms(run.restore_ms),
-                table::ms(run.frozen_ms),
-                table::ms(run.memory_dump_ms),
-                table::ms(run.memory_restore_ms),
+                table::ms(own.dump_ms),
+                table::ms(own.restore_ms),
+                table::ms(own.frozen_ms),
+                table::ms(own.memory_dump_ms),
+                table::ms(own.memory_restore_ms),
                 table::bytes(run.image_bytes),
-                times(|r| r.dump_ms),
-                times(|r| r.restore_ms),
+                faster(|t| t.dump_ms),
+                faster(|t| t.restore_ms),
                 yes_or_no(run.data_equal),
             ]
         };
@@ -162,11 +157,11 @@ mod tests {
     fn run(system: System, ms: f64, differs: Option<&str>) -> Run {
         Run {
             system,
-            dump_ms: ms,
-            restore_ms: ms,
-            frozen_ms: ms,
-            memory_dump_ms: ms,
-            memory_restore_ms: ms,
+            times: Times {
+                dump_ms: ms,
+                restore_ms: ms,
+                ..Times::default()
+            },
             image_bytes: 1 << 30,
             data_equal: differs.is_none(),
             differs: differs.map(Into::into),

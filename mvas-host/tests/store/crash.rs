@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use fastrand::Rng;
 use mvas_host::store::{BLOCK, Extent, OpenSnapshot, StoreError, StoreRun};
 
 use crate::support::{Shm, blocks, fill, metadata, name, open, own, publish, ram_bytes, shows};
@@ -41,19 +42,7 @@ fn worker() {
     match env::var(JOB).unwrap().as_str() {
         "compete" => crate::processes::compete(Path::new(&store), seed),
         "use" => crate::processes::use_until_told(Path::new(&store)),
-        letter => work(Path::new(&store), letter, Random(seed)),
-    }
-}
-
-/// A small generator of numbers that are random enough here (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 33).unwrap() % end
+        letter => work(Path::new(&store), letter, Rng::with_seed(seed)),
     }
 }
 
@@ -73,7 +62,7 @@ fn byte_of(snapshot: &str) -> u8 {
 }
 
 /// A monitor's life: VM runs, snapshots, restores, removals.
-fn work(path: &Path, letter: &str, mut random: Random) {
+fn work(path: &Path, letter: &str, mut random: Rng) {
     let mut count = 0;
     tell("\nbegun");
     loop {
@@ -82,35 +71,35 @@ fn work(path: &Path, letter: &str, mut random: Random) {
         let mut opened: Vec<OpenSnapshot> = Vec::new();
         let mut seen: Vec<Extent> = Vec::new();
         let mut made: Vec<String> = Vec::new();
-        for _ in 0..random.below(30) {
-            match random.below(6) {
+        for _ in 0..random.usize(..30) {
+            match random.usize(..6) {
                 0 | 1 => {
                     let snapshot = format!("{letter}-{}-{count}", run.id());
                     count += 1;
-                    seen.extend(make(&run, &snapshot, 1 + random.below(3)));
+                    seen.extend(make(&run, &snapshot, 1 + random.usize(..3)));
                     made.push(snapshot);
                 }
                 2 => {
                     let entries = store.snapshots().unwrap();
                     if !entries.is_empty() {
                         // Another worker may remove it now.
-                        let entry = &entries[random.below(entries.len())];
+                        let entry = &entries[random.usize(..entries.len())];
                         opened.extend(run.open(&entry.name));
                     }
                 }
                 3 if !opened.is_empty() => {
-                    let snapshot = opened.swap_remove(random.below(opened.len()));
+                    let snapshot = opened.swap_remove(random.usize(..opened.len()));
                     let extent = snapshot.blocks.get(0).unwrap();
                     run.use_extents(&[extent]).unwrap();
                     drop(snapshot);
                     seen.push(extent);
                 }
                 4 if !seen.is_empty() => {
-                    let extent = seen.swap_remove(random.below(seen.len()));
+                    let extent = seen.swap_remove(random.usize(..seen.len()));
                     run.release_extents(&[extent]).unwrap();
                 }
                 5 if !made.is_empty() => {
-                    let snapshot = made.swap_remove(random.below(made.len()));
+                    let snapshot = made.swap_remove(random.usize(..made.len()));
                     tell(&format!("removing {snapshot}"));
                     store.remove(&name(&snapshot)).unwrap();
                     tell(&format!("removed {snapshot}"));
@@ -242,7 +231,7 @@ fn whenever_a_monitor_is_killed_the_store_is_whole_and_gives_everything_back() {
     const KILLS: u64 = 100;
     let shm = Shm::new();
     let mut expected = Expected::default();
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Rng::with_seed(0);
     let mut committed = 0;
     for round in 0..KILLS / 2 {
         // Two monitors at once: the first kill happens while the other goes on.
@@ -250,8 +239,8 @@ fn whenever_a_monitor_is_killed_the_store_is_whole_and_gives_everything_back() {
         workers.iter_mut().for_each(wait_begun);
         for mut worker in workers {
             // However slow this host is, it has done something by then.
-            let mut words = hear(&mut worker, random.below(8));
-            thread::sleep(Duration::from_micros(random.below(5000) as u64));
+            let mut words = hear(&mut worker, random.usize(..8));
+            thread::sleep(Duration::from_micros(random.usize(..5000) as u64));
             words += &kill(worker);
             committed += words.matches("committed").count();
             expected.read(&words);

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use serde_json::{Value, json as value};
 
 use crate::frames::Frames;
@@ -28,26 +29,13 @@ use crate::workload::Options;
 const LIVE: usize = 3;
 const SNAPSHOTS: usize = 6;
 
-/// A small generator of numbers that are random enough here (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 33).expect("31 bits") % end
-    }
-
-    fn coin(&mut self) -> bool {
-        self.below(2) == 0
-    }
-
-    /// One of those that fit.
-    fn pick<T>(&mut self, all: &[T], fits: impl Fn(&T) -> bool) -> Option<usize> {
-        let fitting: Vec<usize> = (0..all.len()).filter(|&i| fits(&all[i])).collect();
-        (!fitting.is_empty()).then(|| fitting[self.below(fitting.len())])
-    }
+/// One of those that fit.
+fn pick<T>(random: &mut Rng, all: &[T], fits: impl Fn(&T) -> bool) -> Option<usize> {
+    random.choice(
+        (0..all.len())
+            .filter(|&i| fits(&all[i]))
+            .collect::<Vec<_>>(),
+    )
 }
 
 /// In one write, so that a kill cannot cut it.
@@ -150,7 +138,7 @@ impl FromStr for Snapshot {
 }
 
 struct Churn {
-    random: Random,
+    random: Rng,
     live: Vec<(Workload, Life)>,
     snapshots: Vec<Snapshot>,
     /// Operations, which also number workloads and snapshots.
@@ -160,7 +148,7 @@ struct Churn {
 impl Churn {
     fn step(&mut self) {
         self.count += 1;
-        match self.random.below(20) {
+        match self.random.usize(..20) {
             0..=2 => self.start(),
             3..=4 => self.check(),
             5..=8 => self.dump(),
@@ -187,11 +175,11 @@ impl Churn {
         fs::create_dir_all(life.dir()).expect("directory");
         let workload = Workload::start(&Options {
             dir: life.dir(),
-            mib: 4 + 2 * self.random.below(10),
+            mib: 4 + 2 * self.random.usize(..10),
             seed: life.seed,
-            huge: self.random.coin(),
-            threads: self.random.below(3),
-            children: self.random.below(3),
+            huge: self.random.bool(),
+            threads: self.random.usize(..3),
+            children: self.random.usize(..3),
             ..Options::default()
         });
         life.pid = workload.pid;
@@ -200,14 +188,14 @@ impl Churn {
     }
 
     fn check(&mut self) {
-        if let Some(i) = self.random.pick(&self.live, |_| true) {
+        if let Some(i) = pick(&mut self.random, &self.live, |_| true) {
             let (workload, life) = &mut self.live[i];
             life.check(workload);
         }
     }
 
     fn dump(&mut self) {
-        let Some(i) = self.random.pick(&self.live, |_| true) else {
+        let Some(i) = pick(&mut self.random, &self.live, |_| true) else {
             return;
         };
         if self.snapshots.len() >= SNAPSHOTS {
@@ -217,8 +205,8 @@ impl Churn {
             (&[][..], "draining"),
             (&["--sync"], "stored"),
             (&["--guest-only"], "hot"),
-        ][self.random.below(3)];
-        let goes_on = self.random.coin();
+        ][self.random.usize(..3)];
+        let goes_on = self.random.bool();
         let (workload, life) = &self.live[i];
         let snapshot = Snapshot {
             name: format!("s{}", self.count),
@@ -251,7 +239,7 @@ impl Churn {
     fn restore(&mut self) {
         let live: Vec<i32> = self.live.iter().map(|(_, life)| life.pid).collect();
         let free = |s: &Snapshot| !live.contains(&s.life.pid);
-        let Some(i) = self.random.pick(&self.snapshots, free) else {
+        let Some(i) = pick(&mut self.random, &self.snapshots, free) else {
             return;
         };
         let snapshot = &mut self.snapshots[i];
@@ -265,7 +253,7 @@ impl Churn {
     fn evict(&mut self) {
         // One on its way may arrive right now.
         let stays = |s: &Snapshot| !matches!(s.kept.as_str(), "draining" | "in_store");
-        let Some(i) = self.random.pick(&self.snapshots, stays) else {
+        let Some(i) = pick(&mut self.random, &self.snapshots, stays) else {
             return;
         };
         let snapshot = &mut self.snapshots[i];
@@ -280,14 +268,14 @@ impl Churn {
     }
 
     fn drain(&mut self) {
-        let Some(i) = self.random.pick(&self.snapshots, |s| s.kept == "hot") else {
+        let Some(i) = pick(&mut self.random, &self.snapshots, |s| s.kept == "hot") else {
             return;
         };
         let snapshot = &mut self.snapshots[i];
         announce(&format!("storing {snapshot}"));
         let mut command = vascriu(&["drain", &snapshot.name]);
         snapshot.kept = "draining".to_owned();
-        if self.random.coin() {
+        if self.random.bool() {
             command.arg("--sync");
             snapshot.kept = "stored".to_owned();
         }
@@ -300,7 +288,7 @@ impl Churn {
     /// As after a reboot of the guest.
     fn forget(&mut self) {
         let stored = |s: &Snapshot| matches!(s.kept.as_str(), "stored" | "cold");
-        if let Some(i) = self.random.pick(&self.snapshots, stored) {
+        if let Some(i) = pick(&mut self.random, &self.snapshots, stored) {
             let snapshot = &mut self.snapshots[i];
             tell(&format!("forgetting {}", snapshot.name));
             forget(&snapshot.name);
@@ -309,7 +297,7 @@ impl Churn {
     }
 
     fn remove(&mut self) {
-        if let Some(i) = self.random.pick(&self.snapshots, |_| true) {
+        if let Some(i) = pick(&mut self.random, &self.snapshots, |_| true) {
             let Snapshot { name, .. } = self.snapshots.swap_remove(i);
             announce(&format!("removing {name}"));
             rm(&[&name]);
@@ -318,7 +306,7 @@ impl Churn {
     }
 
     fn end_one(&mut self) {
-        if let Some(i) = self.random.pick(&self.live, |_| true) {
+        if let Some(i) = pick(&mut self.random, &self.live, |_| true) {
             end(&self.live.swap_remove(i).0);
         }
     }
@@ -417,7 +405,7 @@ pub fn main(args: &[String]) {
     far_pids();
     end_workloads();
     let mut churn = Churn {
-        random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+        random: Rng::with_seed(seed),
         live: Vec::new(),
         snapshots: Vec::new(),
         count: 0,

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use fastrand::Rng;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -195,10 +196,10 @@ fn a_monitor_killed_at_any_time_leaves_snapshots_whole_or_absent() {
             break;
         }
         let churn = Endless::start(&vm, seed.wrapping_add(round));
-        // Some operations later, a part of one later: numbers that are random enough here.
-        let random = seed.wrapping_add(round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        churn.wait_lines(6 + random % 16);
-        thread::sleep(Duration::from_millis(random / 16 % 1500));
+        // Some operations later, and within one.
+        let mut random = Rng::with_seed(seed.wrapping_add(round));
+        churn.wait_lines(random.u64(6..22));
+        thread::sleep(Duration::from_millis(random.u64(..1500)));
         kill(Pid::from_raw(vm.pid()), Signal::SIGKILL).expect("kill");
         let words = churn.words();
         wait_for("the end of the VM", || {

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use fastrand::Rng;
 use mvas_abi::virtio_vas::*;
 use mvas_host::server::{BLOCK, Grant, PAGE};
 use mvas_host::store::{Store, StoreOptions};
@@ -26,18 +27,6 @@ const COPIED: u64 = 700;
 
 /// What a worker may be killed in. It says so before each of them.
 const OPS: [&str; 6] = ["publish", "copy", "commit", "map", "release", "rm"];
-
-/// A small generator of numbers that are random enough here (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 33) % end
-    }
-}
 
 /// What page `page` of a snapshot holds; packed pages are numbered on after the blocks.
 fn content(snapshot: &str, page: u64) -> u64 {
@@ -68,17 +57,17 @@ fn worker() {
     let store = env::var(STORE).expect("only another test runs this");
     let seed = env::var(SEED).unwrap().parse().unwrap();
     let store = Store::open(Path::new(&store), StoreOptions::default()).unwrap();
-    let mut random = Random(seed);
+    let mut random = Rng::with_seed(seed);
     tell("\nbegun");
     loop {
         let vm = guest(&store, "worker");
         let mut made = Vec::new();
-        for count in 0..2 + random.below(6) {
+        for count in 0..2 + random.u64(..6) {
             let snapshot = format!("s-{}-{count}", vm.run.id());
-            make(&vm, &snapshot, 1 + random.below(MOST));
+            make(&vm, &snapshot, 1 + random.u64(..MOST));
             made.push(snapshot);
-            if random.below(2) == 0 {
-                let one = usize::try_from(random.below(made.len() as u64)).unwrap();
+            if random.u64(..2) == 0 {
+                let one = random.usize(..made.len());
                 let snapshot = made.swap_remove(one);
                 tell(&format!("rm {snapshot}"));
                 done(vm.named(VIRTIO_VAS_OP_DELETE, &snapshot));
@@ -228,18 +217,18 @@ fn a_monitor_killed_in_any_request_leaves_snapshots_whole_or_absent() {
     let path = folder.path().join("store");
     drop(first);
     let mut expected = Expected::default();
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Rng::with_seed(0);
     let mut killed_in: BTreeMap<&str, usize> = BTreeMap::new();
     for kill in 0..KILLS {
         let mut worker = start(&path, kill as u64 + 1);
         let mut words = String::new();
         hear(&mut worker, "begun", &mut words);
         // However slow this host is, it has come to that request.
-        for _ in 0..=random.below(3) {
+        for _ in 0..=random.u64(..3) {
             let begins = format!("{} ", OPS[kill % OPS.len()]);
             hear(&mut worker, &begins, &mut words);
         }
-        thread::sleep(Duration::from_micros(random.below(800)));
+        thread::sleep(Duration::from_micros(random.u64(..800)));
         worker.kill().unwrap();
         let mut out = worker.stdout.take().unwrap();
         out.read_to_string(&mut words).unwrap();
