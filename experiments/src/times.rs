@@ -1,0 +1,52 @@
+//! The times of a dump and a restore.
+
+use serde::{Deserialize, Serialize};
+
+use crate::stats::median;
+use crate::system::{Dump, Restore, ms};
+
+/// Of one dump and one restore, or the medians of several; in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// The whole dump.
+    pub dump_ms: f64,
+    /// CPU time of the dump.
+    pub dump_cpu_ms: f64,
+    /// The whole restore.
+    pub restore_ms: f64,
+    /// How long the process was frozen in the dump.
+    pub frozen_ms: f64,
+    /// The memory step of the dump.
+    pub memory_dump_ms: f64,
+    /// The memory step of the restore.
+    pub memory_restore_ms: f64,
+}
+
+impl Times {
+    /// What these took.
+    #[must_use]
+    pub fn new(dump: &Dump, restore: &Restore) -> Self {
+        Self {
+            dump_ms: ms(dump.wall),
+            dump_cpu_ms: ms(dump.cpu),
+            restore_ms: ms(restore.wall),
+            frozen_ms: ms(dump.frozen),
+            memory_dump_ms: ms(dump.memory),
+            memory_restore_ms: ms(restore.memory),
+        }
+    }
+
+    /// The median of each; `None` of none.
+    #[must_use]
+    pub fn medians(all: &[Self]) -> Option<Self> {
+        let of = |time: fn(&Self) -> f64| median(&all.iter().map(time).collect::<Vec<_>>());
+        Some(Self {
+            dump_ms: of(|t| t.dump_ms)?,
+            dump_cpu_ms: of(|t| t.dump_cpu_ms)?,
+            restore_ms: of(|t| t.restore_ms)?,
+            frozen_ms: of(|t| t.frozen_ms)?,
+            memory_dump_ms: of(|t| t.memory_dump_ms)?,
+            memory_restore_ms: of(|t| t.memory_restore_ms)?,
+        })
+    }
+}
