@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! cargo build --release -p mvasvm
-//! CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$PWD/target/release/mvasvm sim --" \
+//! CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$PWD/target/release/mvasvm sim --work $PWD --" \
 //!     cargo test --release -p mvasvm --test e2e -- --test-threads=1
 //! ```
 //!
