@@ -6,21 +6,21 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nix::unistd::{Uid, geteuid};
 
 /// What is run, for hints.
 const BUILD: &str = "build it with `make image`, or name another one";
 
-/// The folder with one folder per VM: `$XDG_RUNTIME_DIR/mvas`, or `/run/mvas`. Made if it
-/// does not exist; only its owner may enter.
+/// The folder with one folder per VM; see [`runtime_path`]. Made if it does not exist; only
+/// its owner may enter.
 ///
 /// # Errors
 /// It cannot be made, or others may write to it.
 pub(crate) fn runtime_dir() -> Result<PathBuf> {
-    let base = env::var_os("XDG_RUNTIME_DIR")
+    let asked = env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
-        .filter(|dir| dir.is_absolute() && dir.is_dir())
-        .unwrap_or_else(|| PathBuf::from("/run"));
-    let dir = base.join("mvas");
+        .filter(|dir| dir.is_absolute() && dir.is_dir());
+    let dir = runtime_path(asked, geteuid());
     private_dir(&dir).with_context(|| {
         format!(
             "cannot use {} for run-time files: set XDG_RUNTIME_DIR to a folder of yours",
@@ -30,11 +30,21 @@ pub(crate) fn runtime_dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// `$XDG_RUNTIME_DIR/mvas`; without it (not everybody who runs has logged in) root's is
+/// `/run/mvas`, and others' `/tmp/mvas-UID`.
+fn runtime_path(asked: Option<PathBuf>, user: Uid) -> PathBuf {
+    match asked {
+        Some(dir) => dir.join("mvas"),
+        None if user.is_root() => PathBuf::from("/run/mvas"),
+        None => PathBuf::from(format!("/tmp/mvas-{user}")),
+    }
+}
+
 /// Makes a folder that only its owner may enter.
 pub(crate) fn private_dir(dir: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let meta = fs::symlink_metadata(dir)?;
-    if !meta.is_dir() || meta.uid() != nix::unistd::geteuid().as_raw() {
+    if !meta.is_dir() || meta.uid() != geteuid().as_raw() {
         bail!("{} is not a folder of this user", dir.display());
     }
     if meta.permissions().mode() & 0o077 != 0 {
@@ -86,4 +96,17 @@ fn pick(option: &str, asked: Option<&Path>, variable: &str, built: &str) -> Resu
     };
     path.canonicalize()
         .with_context(|| format!("there is no {option} {}{hint}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_has_a_runtime_folder() {
+        let of = |asked: Option<&str>, user| runtime_path(asked.map(Into::into), Uid::from(user));
+        assert_eq!(of(Some("/run/user/7"), 7), Path::new("/run/user/7/mvas"));
+        assert_eq!(of(None, 0), Path::new("/run/mvas"));
+        assert_eq!(of(None, 7), Path::new("/tmp/mvas-7"));
+    }
 }
