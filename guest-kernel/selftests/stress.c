@@ -256,6 +256,7 @@ static void *disturb(void *unused)
 /* Pages are migrated, merged, split and reclaimed all the time. */
 TEST_F(stress, migration_reclaim_and_merging_at_the_same_time)
 {
+	time_t begun = time(NULL);
 	pthread_t thread;
 
 	swap_off();
@@ -265,7 +266,7 @@ TEST_F(stress, migration_reclaim_and_merging_at_the_same_time)
 	stop_disturbing = false;
 	pthread_create(&thread, NULL, disturb, NULL);
 	ASSERT_EQ(0, tcall(&self->t, t_madvise, BASE, LEN, MADV_MERGEABLE));
-	for (int i = 0; i < 60; i++) {
+	for (int i = 0; i < 60 && may_go_on(begun); i++) {
 		struct target u = target_new();
 		ulong dst = i % 2 ? BASE : BASE + GiB + (i % 4) * PAGE;
 		int fd = vas_create(self->session, "disturbed", 0600, NULL);

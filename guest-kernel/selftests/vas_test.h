@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -49,6 +50,12 @@
 #define BASE	(1UL << 40)
 
 typedef unsigned long ulong;
+
+/* For rounds of stress: there are fewer where they would last longer than the test may. */
+static inline bool may_go_on(time_t begun)
+{
+	return time(NULL) - begun < TEST_TIMEOUT_DEFAULT / 3;
+}
 
 static inline long ret_errno(long ret)
 {
