@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::stats::median;
 use crate::system::{Dump, Restore, ms};
+use crate::table;
 
 /// Of one dump and one restore, or the medians of several; in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -34,6 +35,12 @@ impl Times {
             memory_dump_ms: ms(dump.memory),
             memory_restore_ms: ms(restore.memory),
         }
+    }
+
+    /// How many times faster than `stock`, if there is one, for a table.
+    #[must_use]
+    pub fn faster_than(&self, stock: Option<&Self>, of: fn(&Self) -> f64) -> String {
+        stock.map_or(String::new(), |stock| table::times(of(stock), of(self)))
     }
 
     /// The median of each; `None` of none.

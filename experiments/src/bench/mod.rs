@@ -159,10 +159,8 @@ fn render(rows: &[Row]) -> String {
     };
     let cells = |row: &Row| {
         let own = &row.times;
-        let faster = |of: fn(&Times) -> f64| {
-            let stock = stock(row).filter(|_| row.system != System::CriuTmpfs);
-            stock.map_or(String::new(), |s| table::times(of(&s.times), of(own)))
-        };
+        let stock = stock(row).filter(|_| row.system != System::CriuTmpfs);
+        let faster = |of| own.faster_than(stock.map(|s| &s.times), of);
         vec![
             format!("{} MiB", row.size_mib),
             row.pages.to_string(),

@@ -103,9 +103,7 @@ impl Report {
         let baseline = self.runs.iter().find(|r| r.system == System::CriuTmpfs);
         let row = |run: &Run| {
             let own = &run.times;
-            let faster = |of: fn(&Times) -> f64| {
-                baseline.map_or(String::new(), |b| table::times(of(&b.times), of(own)))
-            };
+            let faster = |of| own.faster_than(baseline.map(|b| &b.times), of);
             vec![
                 run.system.to_string(),
                 table::ms(own.dump_ms),
