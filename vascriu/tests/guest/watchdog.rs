@@ -24,7 +24,7 @@ impl Watchdog {
         std::thread::spawn(move || {
             let limit = limit();
             if watched.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("the test hangs since {} s; all processes:", limit.as_secs());
+                eprintln!("the test hangs since {} s; processes:", limit.as_secs());
                 eprint!("{}", processes());
                 std::process::exit(101);
             }
@@ -33,7 +33,7 @@ impl Watchdog {
     }
 }
 
-/// A line for each process, and where in the kernel it waits.
+/// A line for each process but the kernel's, and where in the kernel it waits.
 fn processes() -> String {
     let pids = Path::new("/proc")
         .read_dir()
@@ -47,10 +47,13 @@ fn processes() -> String {
         let state = read(dir, "stat");
         let state = state.rsplit_once(") ").map_or("", |(_, rest)| rest);
         let state: Vec<&str> = state.split(' ').take(2).collect();
+        if state.last() == Some(&"2") {
+            return String::new(); // a thread of the kernel
+        }
         let (comm, wchan) = (read(dir, "comm"), read(dir, "wchan"));
         let pid = dir.file_name().unwrap_or_default().display();
         let (comm, state) = (comm.trim_end(), state.join(" parent "));
-        format!("  {pid} ({comm}) {state} in {wchan}: {cmdline}\n")
+        format!("hangs: {pid} ({comm}) {state} in {wchan}: {cmdline}\n")
     };
     pids.map(|e| line(&e.path())).collect()
 }

@@ -17,6 +17,7 @@
  * moved or freed: then its number would be another page's.
  */
 #include <linux/completion.h>
+#include <linux/init.h>
 #include <linux/memcontrol.h>
 #include <linux/mmap_lock.h>
 #include <linux/sched/mm.h>
@@ -58,6 +59,9 @@ struct drain {
 	__le64 *block_gpas;		/* VAS_BATCH_BLOCKS */
 	u32 nr_pages, nr_blocks;	/* in these */
 };
+
+/* For drains that nobody waits for: they leave the CPUs to who needs them. */
+static struct workqueue_struct *vas_drain_wq __ro_after_init;
 
 static void drain_free(struct drain *d)
 {
@@ -417,7 +421,8 @@ long vas_ioctl_drain(void __user *uarg)
 
 	refcount_inc(&d->refs);
 	INIT_WORK(&d->work, vas_drain_work);
-	queue_work(system_unbound_wq, &d->work);
+	queue_work(arg.flags & VAS_DRAIN_SYNC ? system_unbound_wq :
+						vas_drain_wq, &d->work);
 	err = -EINTR;
 	if (wait_for_completion_killable(&d->started))
 		goto out;
@@ -429,3 +434,20 @@ out:
 	drain_put(d);
 	return err;
 }
+
+static int __init vas_drain_init(void)
+{
+	struct workqueue_attrs *attrs = alloc_workqueue_attrs();
+	int err = -ENOMEM;
+
+	vas_drain_wq = alloc_workqueue("vas_drain", WQ_UNBOUND, 0);
+	if (attrs && vas_drain_wq) {
+		attrs->nice = MAX_NICE;
+		err = apply_workqueue_attrs(vas_drain_wq, attrs);
+	}
+	free_workqueue_attrs(attrs);
+	if (err)
+		panic("vas: no workqueue: %d\n", err);
+	return 0;
+}
+core_initcall(vas_drain_init);
