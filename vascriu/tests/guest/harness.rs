@@ -149,12 +149,21 @@ pub fn all_vases() -> Vec<String> {
 }
 
 /// Waits until `done`.
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+#[track_caller]
+pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
+    assert!(comes_true(done), "waited too long for {what}");
+}
+
+/// Waits until `done`; whether it ever was.
+fn comes_true(mut done: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < PATIENCE, "waited too long for {what}");
+        if begun.elapsed() > PATIENCE {
+            return false;
+        }
         sleep(Duration::from_millis(2));
     }
+    true
 }
 
 /// `vascriu ARGS`, not yet run.
@@ -303,7 +312,9 @@ impl Workload {
         if sent != 0 {
             return Err(format!("{} is gone", self.pid));
         }
-        wait_until("the workload's answer", || ack.exists() || !self.is_alive());
+        if !comes_true(|| ack.exists() || !self.is_alive()) {
+            return Err(format!("{} does not answer", self.pid));
+        }
         Ok(fs::read_to_string(&ack).unwrap_or_else(|_| "it died".into()))
     }
 
