@@ -1,7 +1,7 @@
 //! Mirror of `<linux/vas.h>`.
 
 /// Version of the interface that this crate speaks.
-pub const VAS_ABI_VERSION: u32 = 3;
+pub const VAS_ABI_VERSION: u32 = 4;
 /// Longest VAS name in bytes, with its terminating NUL.
 pub const VAS_NAME_MAX: usize = 128;
 
@@ -302,6 +302,25 @@ pub struct VasStoreDelete {
     pub reserved: u32,
 }
 
+/// Most bytes of memory in one `VasGuard`.
+pub const VAS_GUARD_MAX: u32 = 64;
+
+/// `struct vas_guard`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VasGuard {
+    /// A thread that the caller traces and has stopped.
+    pub tid: i32,
+    /// Zero.
+    pub flags: u32,
+    /// Memory that will be changed, too.
+    pub addr: u64,
+    /// Of it; up to `VAS_GUARD_MAX`.
+    pub len: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
 const MAGIC: u32 = 0xD7;
 const WRITE: u32 = 1;
 const READ: u32 = 2;
@@ -330,6 +349,8 @@ pub const VAS_IOC_STORE_LIST: u32 = ioc(READ | WRITE, 0x05, size_of::<VasStoreLi
 pub const VAS_IOC_STORE_LOAD: u32 = ioc(READ | WRITE, 0x06, size_of::<VasStoreLoad>());
 /// On a session: removes a snapshot from the store.
 pub const VAS_IOC_STORE_DELETE: u32 = ioc(WRITE, 0x07, size_of::<VasStoreDelete>());
+/// On a session: saves the state of a task for the case that its tracer dies.
+pub const VAS_IOC_GUARD: u32 = ioc(WRITE, 0x08, size_of::<VasGuard>());
 /// On a VAS file: shares a task's memory with it.
 pub const VAS_IOC_CAPTURE: u32 = ioc(READ | WRITE, 0x10, size_of::<VasCapture>());
 /// On a VAS file: shares its memory with a task.

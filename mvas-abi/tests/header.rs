@@ -93,6 +93,7 @@ fn vas() -> Mirror {
     check_struct!(m, VasRanges = "vas_ranges" { start, ranges, count, reserved });
     check_struct!(m, VasDelete = "vas_delete" { flags, reserved });
     check_struct!(m, VasDrain = "vas_drain" { name, ids, count, flags, reserved });
+    check_struct!(m, VasGuard = "vas_guard" { tid, flags, addr, len, reserved });
     check_struct!(m, VasEvict = "vas_evict" { flags, reserved, pages });
     check_struct!(m, VasStoreSnapshot = "vas_store_snapshot" {
         name, created_ns, meta_bytes, blocks, packed_pages, bytes, reserved,
@@ -130,6 +131,8 @@ fn vas() -> Mirror {
         VAS_IOC_STORE_LIST,
         VAS_IOC_STORE_LOAD,
         VAS_IOC_STORE_DELETE,
+        VAS_GUARD_MAX,
+        VAS_IOC_GUARD,
         VAS_IOC_CAPTURE,
         VAS_IOC_ATTACH,
         VAS_IOC_STAT,

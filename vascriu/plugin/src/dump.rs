@@ -21,7 +21,7 @@ use vascriu::report::{self, ENV_NAME};
 use vascriu::store::Store;
 
 use crate::criu::{self, Criu};
-use crate::{guard, session};
+use crate::{guard, lent, session};
 
 /// Why a dump failed.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ pub struct Dump {
     name: String,
     /// Where the snapshot is entered in the store, if the command does not.
     link: Option<PathBuf>,
-    /// Dropped before the VAS files: closing it deletes what is not committed.
+    /// When CRIU ends, it is closed (see [`lent`]): that deletes what is not committed.
     session: Session,
     writer: Writer,
     captured: Captured,
@@ -114,6 +114,9 @@ impl Dump {
         let writer = Writer::create(dir, &header)?;
         if !criu.require_me() {
             return Err(Error::Inventory);
+        }
+        if let Err(e) = lent::install(&session) {
+            criu::info(&format!("tasks are not guarded: {}", report::chain(&e)));
         }
         Ok(Self {
             criu,

@@ -1,6 +1,6 @@
 //! CRIU's import table: what it calls in the C library can go through us.
 //!
-//! Used for two things that plugins have no hook for, see [`crate::guard`].
+//! Used for what plugins have no hook for, see [`crate::guard`] and [`crate::lent`].
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 

@@ -7,6 +7,7 @@ mod criu;
 mod dump;
 mod guard;
 mod imports;
+mod lent;
 mod restore;
 mod session;
 

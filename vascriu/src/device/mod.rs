@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use mvas_abi::vas::{
-    VAS_ABI_VERSION, VAS_FEATURE_PAGEMAP_HIDE, VAS_IOC_COMMIT, VAS_IOC_CREATE, VAS_IOC_INFO,
-    VAS_IOC_OPEN, VAS_NAME_MAX, VasCreate, VasInfo, VasOpen,
+    VAS_ABI_VERSION, VAS_FEATURE_PAGEMAP_HIDE, VAS_IOC_COMMIT, VAS_IOC_CREATE, VAS_IOC_GUARD,
+    VAS_IOC_INFO, VAS_IOC_OPEN, VAS_NAME_MAX, VasCreate, VasGuard, VasInfo, VasOpen,
 };
 pub use mvas_abi::vas::{VAS_ACCESS_READ, VAS_ACCESS_WRITE};
 use serde::{Deserialize, Serialize};
@@ -284,6 +284,37 @@ impl Session {
                 source: e,
             }),
         }
+    }
+
+    /// The same session once more.
+    ///
+    /// # Errors
+    /// No free descriptor.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// Saves the registers and the signal mask of a thread that the caller traces and has
+    /// stopped, and `len` bytes of its memory at `addr`. The kernel puts them back where the
+    /// caller ends while it traces the thread.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn guard(&self, tid: i32, addr: u64, len: u32) -> Result<(), Error> {
+        let mut arg = VasGuard {
+            tid,
+            addr,
+            len,
+            ..VasGuard::default()
+        };
+        // SAFETY: GUARD takes a VasGuard; its address is the thread's, not ours.
+        unsafe { ioctl(self.0.as_fd(), VAS_IOC_GUARD, &mut arg) }
+            .map(drop)
+            .map_err(|e| Error::Call {
+                call: "GUARD",
+                what: format!("thread {tid}"),
+                source: e,
+            })
     }
 
     /// Makes all VASes of this session permanent, at once.

@@ -84,9 +84,9 @@ fn rehearse(w: &Workload, options: &[&str]) -> (Duration, Duration) {
     (of(&dumped), of(&restored))
 }
 
-/// The tasks go on, or there is a snapshot that can take their place. Says which,
-/// or how the tasks were damaged.
-fn tasks_or_snapshot(w: &Workload, name: &str, options: &[&str]) -> Result<bool, String> {
+/// The tasks go on, or there is a snapshot that can take their place: says whether that.
+#[track_caller]
+fn tasks_or_snapshot(w: &Workload, name: &str, options: &[&str]) -> bool {
     let kept = !vases().is_empty();
     if kept {
         w.kill(); // tasks that CRIU did not come to end
@@ -95,19 +95,17 @@ fn tasks_or_snapshot(w: &Workload, name: &str, options: &[&str]) -> Result<bool,
         rm(&[name]);
     }
     assert_eq!(vases(), Vec::<String>::new());
-    let good = w.try_check();
+    w.check();
     assert_eq!(packet_filters(), "", "the connection is locked");
-    good.map(|_| kept)
+    kept
 }
 
-/// Kills CRIU at moments spread over a dump. CRIU puts system calls into the tasks
-/// by rewriting their registers and code; killed within one it leaves that task
-/// damaged, with VASes or without. That may happen, but not always, and even then
-/// nothing of the snapshot stays.
+/// Kills CRIU at moments spread over a dump. Also where it has put system calls into the
+/// tasks, by rewriting their registers and code, they go on as if nothing had happened.
 fn dumps_killed(more: &Options, options: &[&str]) {
-    let mut w = Workload::start(more);
+    let w = Workload::start(more);
     let (whole, _) = rehearse(&w, options);
-    let (mut kept, mut went_on, mut damaged) = (0, 0, Vec::new());
+    let (mut kept, mut went_on) = (0, 0);
     for step in 0..=STEPS {
         let mut command = dump(w.pid, "x");
         let mut dumping = spawn(command.args(options));
@@ -122,27 +120,17 @@ fn dumps_killed(more: &Options, options: &[&str]) {
                 "{said}"
             );
         }
-        match tasks_or_snapshot(&w, "x", options) {
-            Ok(true) => kept += 1,
-            Ok(false) => went_on += 1,
-            Err(e) => {
-                damaged.push(e);
-                w.kill();
-                end_workloads();
-                fs::remove_dir_all(&more.dir).expect("remove");
-                fs::create_dir(&more.dir).expect("directory");
-                w = Workload::start(more);
-            }
+        if tasks_or_snapshot(&w, "x", options) {
+            kept += 1;
+        } else {
+            went_on += 1;
         }
     }
     println!(
         "killed at {} moments: {kept} snapshots, {went_on} times the tasks",
         STEPS + 1
     );
-    println!("damaged by stock CRIU's own gap: {damaged:?}");
-    // With one CPU the killer mostly runs while CRIU waits for such a system call.
-    let most = STEPS as usize / 2;
-    assert!(went_on > 0 && damaged.len() <= most, "{damaged:?}");
+    assert!(went_on > 0);
 }
 
 fn criu_in_dump(dir: &Path) {
@@ -229,7 +217,7 @@ fn vascriu_in_dump(dir: &Path) {
         wait_until("CRIU to end", criu_is_gone);
         // The next vascriu finishes or takes back what it finds.
         good(&mut vascriu(&["ls"]));
-        tasks_or_snapshot(&w, "x", &[]).expect("intact");
+        tasks_or_snapshot(&w, "x", &[]);
     }
 }
 

@@ -292,15 +292,10 @@ impl Workload {
     /// Everything is as it should be; says for the how-manieth time.
     #[track_caller]
     pub fn check(&self) -> u64 {
-        self.try_check()
-            .unwrap_or_else(|e| panic!("the workload is damaged: {e}"))
-    }
-
-    /// As [`Workload::check`], or what is wrong.
-    pub fn try_check(&self) -> Result<u64, String> {
-        let text = self.ask()?;
+        let text = self.ask().unwrap_or_else(|e| e);
         let generation = text.strip_prefix("ok ").and_then(|t| t.split(' ').next());
-        generation.and_then(|n| n.parse().ok()).ok_or(text.clone())
+        let generation = generation.and_then(|n| n.parse().ok());
+        generation.unwrap_or_else(|| panic!("the workload is damaged: {text}"))
     }
 
     /// What it answers when it is told to check everything.

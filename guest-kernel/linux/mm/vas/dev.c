@@ -365,6 +365,8 @@ static long vas_session_ioctl(struct file *file, unsigned int cmd,
 		return vas_ioctl_open(session, uarg);
 	case VAS_IOC_COMMIT:
 		return vas_ioctl_commit(session);
+	case VAS_IOC_GUARD:
+		return vas_ioctl_guard(session, uarg);
 	case VAS_IOC_DRAIN:
 		return vas_ioctl_drain(uarg);
 	case VAS_IOC_STORE_LIST:
@@ -390,7 +392,17 @@ static int vas_session_open(struct inode *inode, struct file *file)
 	kref_init(&session->kref);
 	INIT_LIST_HEAD(&session->vases);
 	INIT_LIST_HEAD(&session->hides);
+	mutex_init(&session->guard_lock);
+	INIT_LIST_HEAD(&session->guards);
 	file->private_data = session;
+	return 0;
+}
+
+/* Called by exit_files(), and by each close(). */
+static int vas_session_flush(struct file *file, fl_owner_t id)
+{
+	if (current->flags & PF_EXITING)
+		vas_guard_exit(file->private_data);
 	return 0;
 }
 
@@ -400,6 +412,7 @@ static int vas_session_release(struct inode *inode, struct file *file)
 	struct vas *vas;
 
 	vas_hide_close(session);
+	vas_guard_close(session);
 	for (;;) {
 		mutex_lock(&vas_mutex);
 		vas = list_first_entry_or_null(&session->vases, struct vas,
@@ -419,6 +432,7 @@ static int vas_session_release(struct inode *inode, struct file *file)
 static const struct file_operations vas_session_fops = {
 	.owner = THIS_MODULE,
 	.open = vas_session_open,
+	.flush = vas_session_flush,
 	.release = vas_session_release,
 	.unlocked_ioctl = vas_session_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,

@@ -16,6 +16,7 @@
  *
  * Locks, outermost first:
  *
+ *	session->guard_lock	tasks and their states (see guard.c)
  *	vas_mutex		names, ids, sessions, and what VAS is registered
  *	vas->lock		one capture, attach, fill or eviction at a time
  *	mmap_lock of the target	subclass 0
@@ -116,6 +117,8 @@ struct vas_session {
 	bool closed;
 	struct list_head vases;		/* transient ones, by vas_mutex */
 	struct list_head hides;
+	struct mutex guard_lock;
+	struct list_head guards;	/* by guard_lock */
 };
 
 /* What is mapped in a VAS now, in pages. */
@@ -178,6 +181,11 @@ struct vas_hide *vas_hide_alloc(struct vas *vas, struct mm_struct *mm);
 bool vas_hide_add(struct vas_session *session, struct vas_hide *hide);
 void vas_hide_free(struct vas_hide *hide);
 void vas_hide_close(struct vas_session *session);
+
+/* guard.c */
+long vas_ioctl_guard(struct vas_session *session, void __user *uarg);
+void vas_guard_exit(struct vas_session *session);
+void vas_guard_close(struct vas_session *session);
 
 /* sysfs.c */
 int vas_sysfs_add(struct vas *vas);

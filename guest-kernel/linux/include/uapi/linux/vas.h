@@ -28,7 +28,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define VAS_ABI_VERSION		3
+#define VAS_ABI_VERSION		4
 
 /*
  * Longest name, with its terminating NUL.  A name is of [A-Za-z0-9._:@+-] and
@@ -255,6 +255,26 @@ struct vas_store_delete {
 	__u32 reserved;
 };
 
+/*
+ * Saves the registers and the signal mask of a task that the caller traces and has
+ * stopped, if the session has not got them, and @len bytes of its memory.  Where
+ * the caller exits while it traces the task, however that happens, all of it is
+ * put back before the task goes on, and what the task was made to do meanwhile is
+ * cut short.  So call it before changing anything.  For a tracer with one thread,
+ * and tasks that it traces by PTRACE_SEIZE.
+ *
+ * ESRCH: not traced by the caller, or not stopped; EFAULT: no such memory; ENOMEM.
+ */
+#define VAS_GUARD_MAX		64
+
+struct vas_guard {
+	__s32 tid;		/* in */
+	__u32 flags;		/* in: 0 */
+	__u64 addr;		/* in: memory that will be changed, too */
+	__u32 len;		/* in: of it; up to VAS_GUARD_MAX */
+	__u32 reserved;
+};
+
 #define VAS_IOC_MAGIC		0xD7
 
 /* on a session */
@@ -267,6 +287,7 @@ struct vas_store_delete {
 #define VAS_IOC_STORE_LIST	_IOWR(VAS_IOC_MAGIC, 0x05, struct vas_store_list)
 #define VAS_IOC_STORE_LOAD	_IOWR(VAS_IOC_MAGIC, 0x06, struct vas_store_load)
 #define VAS_IOC_STORE_DELETE	_IOW(VAS_IOC_MAGIC, 0x07, struct vas_store_delete)
+#define VAS_IOC_GUARD		_IOW(VAS_IOC_MAGIC, 0x08, struct vas_guard)
 
 /* on a VAS file */
 #define VAS_IOC_CAPTURE		_IOWR(VAS_IOC_MAGIC, 0x10, struct vas_capture)
