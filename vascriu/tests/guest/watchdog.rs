@@ -33,6 +33,9 @@ impl Watchdog {
     }
 }
 
+/// How many of the kernel's functions that a process is in are told.
+const CALLS: usize = 4;
+
 /// A line for each process but the kernel's, and where in the kernel it waits.
 fn processes() -> String {
     let pids = Path::new("/proc")
@@ -50,10 +53,12 @@ fn processes() -> String {
         if state.last() == Some(&"2") {
             return String::new(); // a thread of the kernel
         }
-        let (comm, wchan) = (read(dir, "comm"), read(dir, "wchan"));
+        let (comm, stack) = (read(dir, "comm"), read(dir, "stack"));
+        let calls = stack.lines().filter_map(|l| l.split(['+', ' ']).nth(1));
+        let calls: Vec<_> = calls.take(CALLS).collect();
         let pid = dir.file_name().unwrap_or_default().display();
-        let (comm, state) = (comm.trim_end(), state.join(" parent "));
-        format!("hangs: {pid} ({comm}) {state} in {wchan}: {cmdline}\n")
+        let (comm, state, calls) = (comm.trim_end(), state.join(" parent "), calls.join(" < "));
+        format!("hangs: {pid} ({comm}) {state} in {calls}: {cmdline}\n")
     };
     pids.map(|e| line(&e.path())).collect()
 }
