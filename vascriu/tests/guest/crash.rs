@@ -8,8 +8,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::harness::{
-    Test, Workload, dump, end_workloads, errors, good, packet_filters, restore, rm, vascriu, vases,
-    wait_until, workloads,
+    Test, Workload, dump, end_workloads, errors, good, is_debug_kernel, packet_filters, restore,
+    rm, vascriu, vases, wait_until, workloads,
 };
 use crate::snapshots::small;
 use crate::workload::Options;
@@ -39,8 +39,12 @@ pub const TESTS: &[Test] = &[
     ("faults_inside_criu_are_clean_failures", faults),
 ];
 
-/// Moments at which to kill.
-const STEPS: u32 = 16;
+/// The moments at which to kill, in something that takes as long as `whole`: fewer where
+/// everything is many times slower.
+fn moments(whole: Duration) -> Vec<Duration> {
+    let steps = if is_debug_kernel() { 5 } else { 16 };
+    (0..=steps).map(|step| whole * step / steps).collect()
+}
 
 fn child_of(pid: u32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
@@ -106,10 +110,10 @@ fn dumps_killed(more: &Options, options: &[&str]) {
     let w = Workload::start(more);
     let (whole, _) = rehearse(&w, options);
     let (mut kept, mut went_on) = (0, 0);
-    for step in 0..=STEPS {
+    for moment in moments(whole) {
         let mut command = dump(w.pid, "x");
         let mut dumping = spawn(command.args(options));
-        if let Some(criu) = criu_after(&mut dumping, whole * step / STEPS) {
+        if let Some(criu) = criu_after(&mut dumping, moment) {
             kill(criu);
         }
         let out = dumping.wait_with_output().expect("status");
@@ -126,10 +130,7 @@ fn dumps_killed(more: &Options, options: &[&str]) {
             went_on += 1;
         }
     }
-    println!(
-        "killed at {} moments: {kept} snapshots, {went_on} times the tasks",
-        STEPS + 1
-    );
+    println!("killed: {kept} times a snapshot, {went_on} times the tasks");
     assert!(went_on > 0);
 }
 
@@ -161,9 +162,9 @@ fn criu_in_restore(dir: &Path) {
     let (_, whole) = rehearse(&w, &[]);
     w.dump("x", &[]);
     let (mut all, mut none) = (0, 0);
-    for step in 0..=STEPS {
+    for moment in moments(whole) {
         let mut restoring = spawn(&mut vascriu(&["restore", "x", "-d"]));
-        if let Some(criu) = criu_after(&mut restoring, whole * step / STEPS) {
+        if let Some(criu) = criu_after(&mut restoring, moment) {
             kill(criu);
         }
         if restoring
@@ -181,10 +182,7 @@ fn criu_in_restore(dir: &Path) {
         wait_until("half-restored tasks to go", || workloads().is_empty());
         assert_eq!(vases().len(), 3, "the snapshot stays");
     }
-    println!(
-        "killed at {} moments: {all} restored, {none} not",
-        STEPS + 1
-    );
+    println!("killed: {all} times restored, {none} times not");
     assert!(none > 0);
     let (r, _) = restore("x", &w, &[]);
     r.check();
@@ -209,9 +207,9 @@ fn vascriu_in_dump(dir: &Path) {
         ..small(dir)
     });
     let (whole, _) = rehearse(&w, &[]);
-    for step in 0..=STEPS {
+    for moment in moments(whole) {
         let mut dumping = spawn(&mut dump(w.pid, "x"));
-        sleep(whole * step / STEPS);
+        sleep(moment);
         dumping.kill().expect("kill");
         dumping.wait().expect("status");
         wait_until("CRIU to end", criu_is_gone);
@@ -230,9 +228,9 @@ fn vascriu_in_restore(dir: &Path) {
     });
     let (_, whole) = rehearse(&w, &[]);
     w.dump("x", &[]);
-    for step in 0..=STEPS {
+    for moment in moments(whole) {
         let mut restoring = spawn(&mut vascriu(&["restore", "x", "-d"]));
-        sleep(whole * step / STEPS);
+        sleep(moment);
         restoring.kill().expect("kill");
         restoring.wait().expect("status");
         wait_until("CRIU to end", criu_is_gone);

@@ -21,6 +21,12 @@ pub const TMP: &str = "/tmp/vascriu-tests";
 /// Longest wait for anything; emulated machines are slow.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Whether everything is several times slower: the kernel with fault injection has KASAN and
+/// lockdep, too.
+pub fn is_debug_kernel() -> bool {
+    Path::new("/proc/self/fail-nth").exists()
+}
+
 /// Runs a test in an empty directory; then nothing may be left: no VAS, no
 /// snapshot, no process, no packet filter, no word from the kernel.
 pub fn in_clean_guest(test: fn(&Path)) {

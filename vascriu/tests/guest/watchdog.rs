@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-/// Far more than the longest test takes on an emulated machine; with KASAN and lockdep, which
-/// the kernel with fault injection has, each is several times slower.
+use crate::harness::is_debug_kernel;
+
+/// Far more than the longest test takes on an emulated machine.
 fn limit() -> Duration {
-    let debug = Path::new("/proc/self/fail-nth").exists();
-    Duration::from_secs(if debug { 3000 } else { 600 })
+    Duration::from_secs(if is_debug_kernel() { 3000 } else { 600 })
 }
 
 /// Watches until it is dropped.
