@@ -119,6 +119,17 @@ static void stop(pid_t pid)
 	waitpid(pid, &status, __WALL);
 }
 
+/* For a tracer, which ends if that fails. */
+static int stop_guarded(pid_t pid)
+{
+	int session = vas_session();
+
+	stop(pid);
+	if (guard_bytes(session, pid, NULL, 0))
+		_exit(1);
+	return session;
+}
+
 /* How far the tracer comes with the victim before it dies. */
 enum { STOPPED, CHANGED, TRAPPED, RUNNING, LOOPING, ENTERING, DONE, STAGES };
 
@@ -177,11 +188,9 @@ static bool trace_and_die(struct board *b, pid_t pid, int stage, bool guarded)
 	bool borrowed;
 
 	if (!tracer) {
-		int session = vas_session();
-
-		stop(pid);
-		if (guarded && (guard_bytes(session, pid, NULL, 0) ||
-				guard_bytes(session, pid, answer, 8)))
+		if (!guarded)
+			stop(pid);
+		else if (guard_bytes(stop_guarded(pid), pid, answer, 8))
 			_exit(1);
 		borrow(pid, stage);
 		b->borrowed = true;
@@ -316,9 +325,7 @@ TEST_F(guard, a_detached_task_is_left_alone)
 	wait_ready(b);
 	tracer = fork();
 	if (!tracer) {
-		stop(self->victim);
-		if (guard_bytes(vas_session(), self->victim, NULL, 0))
-			_exit(1);
+		stop_guarded(self->victim);
 		ptrace(PTRACE_SETSIGMASK, self->victim, 8, &none);
 		ptrace(PTRACE_DETACH, self->victim, 0, 0);
 		_exit(0);
@@ -337,9 +344,7 @@ TEST_F(guard, a_victim_that_is_killed_meanwhile_keeps_nobody)
 	wait_ready(b);
 	tracer = fork();
 	if (!tracer) {
-		stop(self->victim);
-		if (guard_bytes(vas_session(), self->victim, NULL, 0))
-			_exit(1);
+		stop_guarded(self->victim);
 		kill(self->victim, SIGKILL);
 		_exit(0);
 	}
