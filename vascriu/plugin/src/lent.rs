@@ -99,14 +99,15 @@ fn save(tid: libc::pid_t, word: Option<u64>) {
 /// See [`Error`]; then CRIU is as it was.
 pub fn install(session: &Session) -> Result<(), Error> {
     let session = session.try_clone().map_err(Error::Clone)?;
+    // SAFETY: it has the signature of what it stands in for.
+    unsafe { imports::divert(c"ptrace", ptrace as *const c_void) }?;
     if let Ok(mut lent) = LENT.lock() {
         *lent = Some(Lent {
             session,
             saved: HashSet::new(),
         });
     }
-    // SAFETY: it has the signature of what it stands in for.
-    Ok(unsafe { imports::divert(c"ptrace", ptrace as *const c_void) }?)
+    Ok(())
 }
 
 #[cfg(test)]

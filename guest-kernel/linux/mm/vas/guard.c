@@ -22,6 +22,7 @@
  * the mmap_lock of the task.
  */
 #include <linux/elf.h>
+#include <linux/err.h>
 #include <linux/mm.h>
 #include <linux/pid.h>
 #include <linux/ptrace.h>
@@ -142,22 +143,24 @@ static struct vas_guard_task *guard_find(struct vas_session *session,
 	return NULL;
 }
 
-static int guard_add(struct vas_session *session, struct task_struct *task)
+static struct vas_guard_task *guard_add(struct vas_session *session,
+					struct task_struct *task)
 {
 	struct vas_guard_task *guard = kzalloc(sizeof(*guard),
 					       GFP_KERNEL_ACCOUNT);
 	int err;
 
 	if (!guard)
-		return -ENOMEM;
+		return ERR_PTR(-ENOMEM);
 	INIT_LIST_HEAD(&guard->bytes);
 	guard->task = get_task_struct(task);
 	err = guard_save(guard, task);
-	if (err)
+	if (err) {
 		guard_free(guard);
-	else
-		list_add(&guard->node, &session->guards);
-	return err;
+		return ERR_PTR(err);
+	}
+	list_add(&guard->node, &session->guards);
+	return guard;
 }
 
 static int guard_add_bytes(struct vas_guard_task *guard,
@@ -184,6 +187,7 @@ static int guard_add_bytes(struct vas_guard_task *guard,
 
 long vas_ioctl_guard(struct vas_session *session, void __user *uarg)
 {
+	struct vas_guard_task *guard;
 	struct task_struct *task;
 	struct vas_guard arg;
 	long err;
@@ -204,10 +208,13 @@ long vas_ioctl_guard(struct vas_session *session, void __user *uarg)
 	err = ptrace_check_attach(task, false);
 	if (err)
 		goto out;
-	if (!guard_find(session, task))
-		err = guard_add(session, task);
-	if (!err && arg.len)
-		err = guard_add_bytes(guard_find(session, task), &arg);
+	guard = guard_find(session, task);
+	if (!guard)
+		guard = guard_add(session, task);
+	if (IS_ERR(guard))
+		err = PTR_ERR(guard);
+	else if (arg.len)
+		err = guard_add_bytes(guard, &arg);
 	ptrace_unfreeze_traced(task);
 out:
 	mutex_unlock(&session->guard_lock);
