@@ -10,6 +10,7 @@ use crate::criu::{self, Run};
 use crate::device::{self, Kept, Session};
 use crate::manifest::{self, Manifest};
 use crate::name::Name;
+use crate::orphans::Orphans;
 use crate::process;
 use crate::report;
 use crate::rescue;
@@ -240,8 +241,11 @@ impl Dump {
             own,
             user: &self.options,
         };
+        let orphans = Orphans::from_now_on();
         let criu_start = Instant::now();
         if let Err(e) = run.run() {
+            // A child by which CRIU has tried out the kernel would sleep for ever.
+            orphans.kill(|pid| process::has_argument(pid, images));
             return Err(self.take_back(store, name, images, e));
         }
         let criu_ms = ms_since(criu_start);

@@ -12,6 +12,7 @@ pub mod dump;
 pub mod manifest;
 pub mod name;
 pub mod options;
+pub mod orphans;
 pub mod pack;
 pub mod process;
 pub mod report;

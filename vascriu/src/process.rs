@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +119,14 @@ pub fn comm(pid: i32) -> Result<String, Error> {
     Ok(read(pid, "comm")?.trim_end().to_owned())
 }
 
+/// Whether the task was started with this argument.
+#[must_use]
+pub fn has_argument(pid: i32, argument: &Path) -> bool {
+    let argument = argument.as_os_str().as_bytes();
+    fs::read(format!("/proc/{pid}/cmdline"))
+        .is_ok_and(|line| line.split(|&b| b == 0).any(|a| a == argument))
+}
+
 /// When the task started, in clock ticks since boot: with its PID it names a
 /// task for ever.
 ///
@@ -200,6 +210,8 @@ impl AsFd for PidFd {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
 
     #[test]
@@ -243,6 +255,16 @@ mod tests {
             std::process::id().cast_signed()
         );
         assert_eq!(started(pid).expect("alive"), started(pid).expect("alive"));
+    }
+
+    #[test]
+    fn an_argument_is_found_only_whole() {
+        let own = std::process::id().cast_signed();
+        let program = std::env::args_os().next().expect("a name");
+        assert!(has_argument(own, Path::new(&program)));
+        let part = program.as_bytes().split_last().expect("a name").1;
+        assert!(!has_argument(own, Path::new(OsStr::from_bytes(part))));
+        assert!(!has_argument(i32::MAX, Path::new(&program)));
     }
 
     #[test]

@@ -1,13 +1,10 @@
 //! `vascriu restore`.
 
-use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::Serialize;
@@ -18,6 +15,7 @@ use crate::dump::{ms, ms_since};
 use crate::manifest::{self, Manifest};
 use crate::name::{self, Name};
 use crate::options;
+use crate::orphans::Orphans;
 use crate::stats;
 use crate::store::{self, Hold, Store};
 use crate::stored;
@@ -208,9 +206,9 @@ impl Restore {
             user: &self.options,
         };
         // CRIU's orphans become ours: nothing half restored gets away.
-        let restorees = Restorees::from_now_on();
+        let orphans = Orphans::from_now_on();
         let criu_start = Instant::now();
-        let report = run.run().inspect_err(|_| restorees.kill())?;
+        let report = run.run().inspect_err(|_| orphans.kill(|_| true))?;
         let criu_ms = ms_since(criu_start);
         let stats = stats::restore(work);
         let pid = fs::read_to_string(&pidfile)
@@ -227,45 +225,6 @@ impl Restore {
             pages_read: stats.pages_restored,
             restore_ms: ms_since(start),
         })
-    }
-}
-
-/// The children that this process has, by their PIDs.
-fn children() -> HashSet<Pid> {
-    let list = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-    let pids = list.split_whitespace().filter_map(|p| p.parse().ok());
-    pids.map(Pid::from_raw).collect()
-}
-
-/// Tasks that come to us while CRIU runs: its orphans, and what it restored.
-/// Children that we had before, from whoever became us, are none.
-#[derive(Debug)]
-struct Restorees {
-    others: HashSet<Pid>,
-}
-
-impl Restorees {
-    fn from_now_on() -> Self {
-        let _ = prctl::set_child_subreaper(true);
-        Self { others: children() }
-    }
-
-    fn now(&self) -> Vec<Pid> {
-        children().difference(&self.others).copied().collect()
-    }
-
-    /// Kills and reaps them, and theirs as they come to us.
-    fn kill(&self) {
-        loop {
-            let now = self.now();
-            if now.is_empty() {
-                return;
-            }
-            for pid in now {
-                let _ = kill(pid, Signal::SIGKILL);
-                let _ = waitpid(pid, None);
-            }
-        }
     }
 }
 

@@ -7,6 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
 use crate::harness::{
     Test, Workload, dump, end_workloads, errors, good, is_debug_kernel, packet_filters, restore,
     rm, vascriu, vases, wait_until, workloads,
@@ -19,6 +23,10 @@ pub const TESTS: &[Test] = &[
     (
         "criu_killed_in_a_dump_leaves_the_tasks_or_the_snapshot",
         criu_in_dump,
+    ),
+    (
+        "criu_killed_while_it_has_a_child_leaves_no_process",
+        criu_with_child,
     ),
     (
         "criu_killed_in_a_dump_with_tcp_leaves_the_connection_working",
@@ -142,6 +150,44 @@ fn criu_in_dump(dir: &Path) {
         ..small(dir)
     };
     dumps_killed(&options, &[]);
+}
+
+/// CRIU begins with a child that sleeps for ever, to try out `ptrace` on: lets CRIU run
+/// until it is about to trace that; says whether it was.
+fn runs_to_its_attach(criu: i32) -> bool {
+    let criu = Pid::from_raw(criu);
+    ptrace::seize(criu, ptrace::Options::PTRACE_O_TRACESYSGOOD).expect("seize");
+    ptrace::interrupt(criu).expect("interrupt");
+    loop {
+        let signal = match waitpid(criu, Some(WaitPidFlag::__WALL)).expect("a stop") {
+            WaitStatus::PtraceSyscall(_) => {
+                let regs = ptrace::getregs(criu).expect("registers");
+                let ptraces = regs.orig_rax == libc::SYS_ptrace.cast_unsigned();
+                if ptraces && regs.rdi == u64::from(libc::PTRACE_ATTACH) {
+                    return true;
+                }
+                None
+            }
+            WaitStatus::Stopped(_, signal) => Some(signal),
+            WaitStatus::PtraceEvent(..) => None,
+            _ => return false,
+        };
+        ptrace::syscall(criu, signal).expect("go on");
+    }
+}
+
+fn criu_with_child(dir: &Path) {
+    let w = Workload::start(&small(dir));
+    let mut dumping = spawn(&mut dump(w.pid, "x"));
+    let criu = criu_after(&mut dumping, Duration::ZERO).expect("CRIU");
+    assert!(runs_to_its_attach(criu), "CRIU has begun without it");
+    kill(criu);
+    // The tracer comes before the parent.
+    waitpid(Pid::from_raw(criu), Some(WaitPidFlag::__WALL)).expect("CRIU's end");
+    dumping.wait().expect("status");
+    wait_until("CRIU's child to end", criu_is_gone);
+    assert!(!tasks_or_snapshot(&w, "x", &[]));
+    w.kill();
 }
 
 fn criu_in_tcp_dump(dir: &Path) {
