@@ -10,6 +10,8 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
 use crate::key::Key;
 
 /// Prefix of the temporary name of an entry that is being made.
@@ -49,7 +51,8 @@ pub struct Cache {
     root: PathBuf,
 }
 
-/// An exclusive lock, released when dropped or when the process ends.
+/// An exclusive lock, released when it is dropped and all processes that were started
+/// meanwhile have ended: what a killed builder leaves running keeps the next one waiting.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held for its lock")] File);
 
@@ -118,6 +121,8 @@ impl Cache {
             }
             Err(fs::TryLockError::Error(e)) => return Err(io_error("lock", &path)(e)),
         }
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))
+            .map_err(|e| io_error("hand down the lock", &path)(e.into()))?;
         Ok(Lock(file))
     }
 
@@ -322,6 +327,23 @@ mod tests {
             drop(first);
             waiter.join().unwrap();
         });
+    }
+
+    #[test]
+    fn a_builder_waits_for_what_a_dead_one_left_running() {
+        let (dir, cache, _) = cache();
+        let lock = cache.lock("kernel", || panic!("nobody holds it")).unwrap();
+        let ended = dir.path().join("ended");
+        let mut left = std::process::Command::new("sh")
+            .args(["-c", "sleep 0.3; : > \"$0\""])
+            .arg(&ended)
+            .spawn()
+            .unwrap();
+        drop(lock);
+        let mut waited = false;
+        let _lock = cache.lock("kernel", || waited = true).unwrap();
+        assert!(waited && ended.exists());
+        left.wait().unwrap();
     }
 
     #[test]

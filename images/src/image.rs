@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::Uid;
 
 use crate::cache::Cache;
 use crate::cargo::{self, Artifact, Kind};
@@ -135,7 +136,7 @@ impl<'a> Builder<'a> {
                     copy(from, &stage.join(to))?;
                 }
                 // Only root may make files of other users; fakeroot lets anybody pretend to.
-                let mut command = if is_root() {
+                let mut command = if Uid::effective().is_root() {
                     Command::new(&pack)
                 } else {
                     let mut fakeroot = Command::new("fakeroot");
@@ -242,11 +243,6 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
             fs::set_permissions(to, fs::Permissions::from_mode(mode))
         })
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
-}
-
-fn is_root() -> bool {
-    // SAFETY: geteuid takes nothing, changes nothing and cannot fail.
-    unsafe { libc::geteuid() == 0 }
 }
 
 #[cfg(test)]
