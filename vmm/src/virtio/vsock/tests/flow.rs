@@ -1,5 +1,7 @@
 //! Flow control, fairness, and many bytes.
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use super::*;
 
 #[test]
@@ -170,6 +172,9 @@ fn three_hundred_streams_are_served_at_once_and_none_starves() {
 
 #[test]
 fn streams_beyond_the_limit_are_refused() {
+    // Both ends of each are here: more files than a process may open at first.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let mut rig = Rig::new();
     let listener = rig.listen(7);
     listener.set_nonblocking(true).unwrap();
