@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -33,6 +33,7 @@ impl Scratch {
     pub fn new() -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("mvas-exp-")
+            .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in("/dev/shm")
             .context("cannot make a snapshot store in /dev/shm")?;
         let janitor = Command::new(std::env::current_exe()?)
