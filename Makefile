@@ -4,19 +4,34 @@
 RELEASE := target/release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-debug kernel kernel-debug image binaries setup clean
+.PHONY: help demo bench experiments report-quick look test test-all test-debug kernel kernel-debug image image-containers binaries setup clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
 
-demo: image ## Dump and restore a loaded Redis, by stock CRIU and by vascriu, in two microVMs
+demo: image image-containers ## Dump and restore a loaded Redis, copies of it, and one in Docker
 	@$(RELEASE)/mvas-exp demo
 
 bench: image ## Measure stock CRIU against vascriu over sizes of memory, and the store
 	@$(RELEASE)/mvas-exp bench
 
+experiments: image-containers ## Run all experiments in full, and make the report
+	@$(RELEASE)/mvas-exp run all
+	@$(RELEASE)/mvas-exp report
+
+report-quick: image-containers ## Run all experiments with few values, and make the report
+	@$(RELEASE)/mvas-exp run all --quick --out target/mvas/quick/samples
+	@$(RELEASE)/mvas-exp report --from target/mvas/quick/samples --out target/mvas/quick/report
+
+look: ## Look at the report in a browser: figures are there, texts can be read
+	@images/setup look
+	@experiments/look
+
 test: setup ## Run all tests
 	@images/test
+
+test-all: setup ## Run all tests, those too that take long
+	@images/test all
 
 test-debug: setup ## Run the tests of the kernel and vascriu with KASAN and lockdep
 	@images/test debug
@@ -29,6 +44,9 @@ kernel-debug: binaries ## Build the guest kernel with KASAN, lockdep and DEBUG_V
 
 image: binaries ## Build the guest kernel and the guest image
 	@$(RELEASE)/mvas-images all
+
+image-containers: image ## Build the guest image that has container engines, too
+	@$(RELEASE)/mvas-images image --flavor containers
 
 binaries: setup ## Build our programs
 	@cargo build --release --locked --workspace

@@ -286,6 +286,7 @@ mod tests {
                 copy_ms: 0.0,
             },
             clones: Vec::new(),
+            scaling: Default::default(),
             remap: Vec::new(),
         }
     }
@@ -320,6 +321,7 @@ mod tests {
                 written_mib: 256.0,
                 grown_mib: 256.0 * slow,
             }],
+            scaling: Default::default(),
             remap: vec![remap::Remap {
                 host: "native".into(),
                 size_mib: 2048,

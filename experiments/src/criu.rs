@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
-use vascriu::stats::decode_dump;
+use vascriu::criu::stats::decode_dump;
 
 use crate::criu_log;
 use crate::system::{Dump, Restore};
@@ -66,10 +66,31 @@ fn cpu_of_children() -> Result<Duration> {
 /// # Errors
 /// When CRIU fails; the message has the errors in its log.
 pub fn dump(pid: i32, dir: &Path) -> Result<Dump> {
+    dump_with(pid, dir, &[])
+}
+
+/// [`dump`] with `more` options.
+///
+/// # Errors
+/// When CRIU fails; the message has the errors in its log.
+pub fn dump_with(pid: i32, dir: &Path, more: &[&str]) -> Result<Dump> {
+    dumped(pid, "dump", dir, more)
+}
+
+/// `criu pre-dump` of the tree of `pid` into the new folder `dir`: its memory alone.
+///
+/// # Errors
+/// When CRIU fails; the message has the errors in its log.
+pub fn pre_dump(pid: i32, dir: &Path, more: &[&str]) -> Result<Dump> {
+    dumped(pid, "pre-dump", dir, more)
+}
+
+fn dumped(pid: i32, action: &str, dir: &Path, more: &[&str]) -> Result<Dump> {
     fs::create_dir_all(dir)?;
-    let mut command = criu("dump", dir);
-    command.args(["-t", &pid.to_string()]);
-    let ran = timed(&mut command).with_context(|| errors_in(&dir.join("dump.log")))?;
+    let mut command = criu(action, dir);
+    command.args(["-t", &pid.to_string()]).args(more);
+    let log = dir.join(format!("{action}.log"));
+    let ran = timed(&mut command).with_context(|| errors_in(&log))?;
     let stats = fs::read(dir.join("stats-dump")).context("no stats-dump")?;
     let stats = decode_dump(&stats).context("a damaged stats-dump")?;
     Ok(Dump {
@@ -88,9 +109,9 @@ pub fn dump(pid: i32, dir: &Path) -> Result<Dump> {
 /// # Errors
 /// When CRIU fails; the message has the errors in its log.
 pub fn restore(dir: &Path) -> Result<Restore> {
-    let mut command = criu("restore", dir);
+    let mut command = restoring(dir);
     // Its log is the clock of the memory step.
-    command.args(["--restore-detached", "-v4"]);
+    command.arg("-v4");
     let log = dir.join("restore.log");
     let ran = timed(&mut command).with_context(|| errors_in(&log))?;
     let text = fs::read(&log).with_context(|| format!("no {}", log.display()))?;
@@ -100,9 +121,20 @@ pub fn restore(dir: &Path) -> Result<Restore> {
     })
 }
 
+/// `criu restore` from `dir`, as nobody can make it faster: without a log of each step.
+#[must_use]
+pub fn restoring(dir: &Path) -> Command {
+    let mut command = criu("restore", dir);
+    command.arg("--restore-detached");
+    command
+}
+
+/// Without hardware breakpoints, as vascriu runs it (see its `criu/order.rs`): that is not
+/// slower, and loses no task.
 fn criu(action: &str, dir: &Path) -> Command {
     let mut command = Command::new("criu");
     command
+        .env("CRIU_FAULT", "130")
         .arg(action)
         .arg("-D")
         .arg(dir)

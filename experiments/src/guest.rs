@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::{clones, drain, samples};
 use crate::criu::timed;
+use crate::exp::{self, tiers};
+use crate::frame::Case;
+use crate::frame::provenance::Guest;
 use crate::redis::State;
 use crate::subject::Subject;
 use crate::system::System;
@@ -31,6 +34,23 @@ pub enum Step {
         /// What Redis should hold.
         expected: State,
     },
+    /// Copies of a process, side by side: [`demo::clones::Clones`].
+    DemoClones {
+        /// Its memory.
+        size_mib: usize,
+        /// How many.
+        count: usize,
+    },
+    /// Redis in a Docker container, through each system: [`demo::docker::DockerRun`]s. In the
+    /// flavor `containers`.
+    DemoDocker {
+        /// Data to load into Redis.
+        size_mib: usize,
+    },
+    /// One case of an experiment: [`crate::frame::Metrics`].
+    Measure(Case),
+    /// What the guest is: [`Guest`].
+    Facts,
     /// The measurements of the bench in one guest: [`samples::Sample`]s.
     Samples(samples::Plan),
     /// Reads what an experiment needs from the image: nothing.
@@ -95,6 +115,8 @@ pub enum Step {
         /// Its name.
         name: String,
     },
+    /// Part of [`tiers`]: as there.
+    Tiers(tiers::Turn),
 }
 
 /// Does a step and writes its answer to standard output.
@@ -106,6 +128,10 @@ pub fn run(step: &str) -> Result<()> {
     match step {
         Step::Demo { size_mib, disk } => answer(&demo::guest::first(size_mib, &disk)?),
         Step::DemoAgain { expected } => answer(&demo::guest::again(&expected)?),
+        Step::DemoClones { size_mib, count } => answer(&demo::clones::run(size_mib, count)?),
+        Step::DemoDocker { size_mib } => answer(&demo::docker::run(size_mib)?),
+        Step::Measure(case) => answer(&exp::find(&case.experiment)?.measure_here(&case)?),
+        Step::Facts => answer(&Guest::here()?),
         Step::Samples(plan) => answer(&samples::run(&plan)?),
         Step::WarmUp => answer(&warm_up()?),
         Step::Start { size_mib, pages } => answer(&Subject::start(size_mib, pages)?.pid),
@@ -118,6 +144,7 @@ pub fn run(step: &str) -> Result<()> {
         Step::CountBadPagesOfClones { pid } => answer(&clones::count_bad_pages(pid)?),
         Step::EndClones { pid } => answer(&clones::end(pid)?),
         Step::Remove { name } => answer(&vas::delete(&name)?),
+        Step::Tiers(turn) => answer(&tiers::take(turn)?),
     }
 }
 

@@ -7,13 +7,20 @@
 
 pub mod bench;
 pub mod checks;
+pub mod copies;
 pub mod criu;
 pub mod criu_log;
 pub mod demo;
+pub mod engines;
+pub mod exp;
+pub mod frame;
 pub mod guest;
 pub mod host;
+pub mod load;
 pub mod procfs;
 pub mod redis;
+pub mod report;
+pub mod series;
 pub mod stats;
 pub mod subject;
 pub mod system;

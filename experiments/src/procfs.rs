@@ -37,6 +37,39 @@ pub fn outer_pid(status: &str, pid: i32) -> Option<i32> {
     }
 }
 
+/// The children of a process.
+///
+/// # Errors
+/// When it is gone.
+pub fn children(pid: i32) -> Result<Vec<i32>> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let pids = text.split_whitespace().map(str::parse);
+    pids.collect::<Result<_, _>>().with_context(|| path.clone())
+}
+
+/// What the kernel could give to new programs, with what each CPU has in stock for them: that
+/// is many MiB where huge pages come and go, and the kernel takes it for used.
+///
+/// # Errors
+/// When it does not tell.
+pub fn available_bytes() -> Result<u64> {
+    // Its counters are a little behind otherwise.
+    fs::write("/proc/sys/vm/stat_refresh", "1").context("/proc/sys/vm/stat_refresh")?;
+    let zones = fs::read_to_string("/proc/zoneinfo")?;
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    let kib = kib_of(&meminfo, "MemAvailable:").context("/proc/meminfo has no MemAvailable")?;
+    Ok((kib << 10) + (pages_in_stock(&zones) << 12))
+}
+
+/// From `/proc/zoneinfo`: free pages in the lists of CPUs.
+fn pages_in_stock(zones: &str) -> u64 {
+    let counts = zones
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("count:"));
+    counts.filter_map(|n| n.trim().parse::<u64>().ok()).sum()
+}
+
 /// CPU time of the kernel's unbound workers, which drain.
 ///
 /// # Errors
@@ -77,6 +110,13 @@ mod tests {
         assert_eq!(outer_pid(&status("412\t7\t10000"), 10000), Some(412));
         assert_eq!(outer_pid(&status("412\t10000"), 412), None);
         assert_eq!(outer_pid("", 1), None);
+    }
+
+    #[test]
+    fn the_stock_of_all_cpus_and_zones_counts() {
+        let zone = "  pagesets\n    cpu: 0\n              count:    5\n              high:     9\n";
+        assert_eq!(pages_in_stock(&zone.repeat(3)), 15);
+        assert_eq!(pages_in_stock(""), 0);
     }
 
     #[test]

@@ -96,6 +96,18 @@ pub enum Reply {
     Bulk(Option<Vec<u8>>),
 }
 
+/// How many values [`Client::load`] stores.
+#[must_use]
+pub fn values(mib: usize) -> usize {
+    (mib << 20) / VALUE_BYTES
+}
+
+/// Where it stores the `i`-th.
+#[must_use]
+pub fn key(i: usize) -> String {
+    format!("key:{i:08}")
+}
+
 /// A connection to the server.
 #[derive(Debug)]
 pub struct Client {
@@ -103,7 +115,7 @@ pub struct Client {
 }
 
 /// Bytes of a value that [`Client::load`] stores.
-const VALUE_BYTES: usize = 16 << 10;
+pub const VALUE_BYTES: usize = 16 << 10;
 /// Values sent before their answers are read.
 const PIPELINE: usize = 64;
 
@@ -136,7 +148,7 @@ impl Client {
     /// # Errors
     /// When the server refuses one.
     pub fn load(&mut self, mib: usize, seed: u64, mut progress: impl FnMut(usize)) -> Result<()> {
-        let values = (mib << 20) / VALUE_BYTES;
+        let values = values(mib);
         // Bytes that do not compress.
         let mut random = Rng::with_seed(seed);
         let mut value = vec![0; VALUE_BYTES];
@@ -145,7 +157,7 @@ impl Client {
             let mut request = Vec::with_capacity(batch.len() * (VALUE_BYTES + 64));
             for i in batch.clone() {
                 random.fill(&mut value);
-                request.extend(encode(&[b"SET", format!("key:{i:08}").as_bytes(), &value]));
+                request.extend(encode(&[b"SET", key(i).as_bytes(), &value]));
             }
             self.stream.get_mut().write_all(&request)?;
             for _ in batch {
@@ -201,6 +213,48 @@ pub struct State {
     pub keys: i64,
     /// `DEBUG DIGEST`.
     pub digest: String,
+}
+
+/// Loads `size_mib` MiB into the server; what it holds then.
+///
+/// # Errors
+/// When it does not answer.
+pub fn load(size_mib: usize) -> Result<State> {
+    let begun = Instant::now();
+    let mut client = Client::connect()?;
+    let mut told = 0;
+    client.load(size_mib, 2019, |mib| {
+        if mib >= told + 128 {
+            told = mib;
+            eprintln!(
+                "loading Redis: {mib} of {size_mib} MiB, {} s",
+                begun.elapsed().as_secs()
+            );
+        }
+    })?;
+    eprintln!(
+        "loading Redis: done in {} s; taking the digest of its data",
+        begun.elapsed().as_secs()
+    );
+    client.state()
+}
+
+/// What the server holds differently from `expected`, or does not do any more.
+///
+/// # Errors
+/// When it does not answer.
+pub fn difference(expected: &State) -> Result<Option<String>> {
+    let mut client = Client::connect().context("after the restore")?;
+    if let Err(error) = client.write_and_read() {
+        return Ok(Some(format!("{error:#}")));
+    }
+    let now = client.state()?;
+    Ok((now != *expected).then(|| {
+        format!(
+            "{} keys with digest {} before, {} keys with digest {} after the restore",
+            expected.keys, expected.digest, now.keys, now.digest
+        )
+    }))
 }
 
 /// A command in RESP.

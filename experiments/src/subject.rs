@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::procfs::kib_of;
-use crate::workload::Pages;
+use crate::workload::{Many, Pages, Request, Touch};
 
 /// Where experiments work in the guest, on tmpfs.
 pub const DIR: &str = "/run/mvas-exp";
@@ -37,6 +37,14 @@ impl Subject {
     /// # Errors
     /// When it does not, or not with the pages that were asked for.
     pub fn start(size_mib: usize, pages: Pages) -> Result<Self> {
+        Self::start_with(size_mib, pages, None)
+    }
+
+    /// Starts one which has so many of something, too.
+    ///
+    /// # Errors
+    /// As [`Subject::start`].
+    pub fn start_with(size_mib: usize, pages: Pages, many: Option<(Many, usize)>) -> Result<Self> {
         fs::create_dir_all(DIR)?;
         remove_if_there(&answer())?;
         let mut command = Command::new(std::env::current_exe()?);
@@ -48,6 +56,11 @@ impl Subject {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
+        if let Some((many, count)) = many {
+            command
+                .args(["--many", &many.to_string()])
+                .args(["--count", &count.to_string()]);
+        }
         let child = in_new_session(&mut command)
             .spawn()
             .context("cannot start the workload")?;
@@ -71,6 +84,17 @@ impl Subject {
         Self { pid, child: None }
     }
 
+    /// A child of ours, which need not be a workload.
+    ///
+    /// # Errors
+    /// When its PID is none.
+    pub fn of(child: Child) -> Result<Self> {
+        Ok(Self {
+            pid: i32::try_from(child.id())?,
+            child: Some(child),
+        })
+    }
+
     /// Waits for the process to write its answer.
     fn wait_for_answer(&mut self) -> Result<u64> {
         let begun = Instant::now();
@@ -80,7 +104,9 @@ impl Subject {
                 return Ok(text.parse()?);
             }
             ensure!(self.is_alive()?, "the workload ended by itself");
-            sleep(Duration::from_millis(5));
+            // Not so seldom that it would tell in how long an answer takes.
+            let pause = begun.elapsed() / 32;
+            sleep(pause.clamp(Duration::from_micros(100), Duration::from_millis(5)));
         }
         bail!("the workload does not answer");
     }
@@ -105,8 +131,8 @@ impl Subject {
         Ok(())
     }
 
-    /// Takes the exit status of the process that the dump killed: its PID must
-    /// be free for the restore.
+    /// Takes the exit status of the process that the dump killed, and waits until its children
+    /// are gone, too: their PIDs must be free for the restore.
     ///
     /// # Errors
     /// When it is no child of ours.
@@ -117,6 +143,20 @@ impl Subject {
             }
             None => bail!("process {} was not started here", self.pid),
         }
+        self.wait_for_group()
+    }
+
+    /// Waits until nobody is left in the process group that it leads, if it does.
+    fn wait_for_group(&self) -> Result<()> {
+        let begun = Instant::now();
+        while kill(Pid::from_raw(-self.pid), None).is_ok() {
+            ensure!(
+                begun.elapsed() < PATIENCE,
+                "children of process {} do not end",
+                self.pid
+            );
+            sleep(Duration::from_millis(5));
+        }
         Ok(())
     }
 
@@ -125,7 +165,17 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn count_bad_pages(&mut self) -> Result<u64> {
-        self.ask(Signal::SIGUSR1)
+        self.ask(Request::CountBad)
+    }
+
+    /// Wants its memory to be as it should.
+    ///
+    /// # Errors
+    /// When it is not, or the process is gone.
+    pub fn check(&mut self) -> Result<()> {
+        let bad = self.count_bad_pages()?;
+        ensure!(bad == 0, "{bad} bad pages");
+        Ok(())
     }
 
     /// Has it write to pages all over its memory; tells how many.
@@ -133,25 +183,55 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn write(&mut self) -> Result<u64> {
-        self.ask(Signal::SIGUSR2)
+        self.ask(Request::Scatter)
     }
 
-    fn ask(&mut self, signal: Signal) -> Result<u64> {
+    /// Has it draw a random number.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn random(&mut self) -> Result<u64> {
+        self.ask(Request::Random)
+    }
+
+    /// Has it touch pages; tells how long that took by its own clock.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn touch(&mut self, touch: Touch) -> Result<Duration> {
+        self.ask(Request::Touch(touch)).map(Duration::from_nanos)
+    }
+
+    /// Has it fork; the child is a workload, too.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn fork(&mut self) -> Result<Self> {
+        Ok(Self::at(i32::try_from(self.ask(Request::Fork)?)?))
+    }
+
+    fn ask(&mut self, request: Request) -> Result<u64> {
         remove_if_there(&answer())?;
-        kill(Pid::from_raw(self.pid), signal).context("the workload is gone")?;
+        request.leave(&answer())?;
+        kill(Pid::from_raw(self.pid), Signal::SIGUSR1).context("the workload is gone")?;
         self.wait_for_answer()
     }
 
-    /// Ends it and waits until its memory is free again.
+    /// Ends it, and its children if it leads their process group, and waits until its memory is
+    /// free again.
     ///
     /// # Errors
     /// When it does not end.
     pub fn end(mut self) -> Result<()> {
-        kill(Pid::from_raw(self.pid), Signal::SIGKILL).context("the workload is gone")?;
+        let (one, group) = (Pid::from_raw(self.pid), Pid::from_raw(-self.pid));
+        kill(group, Signal::SIGKILL)
+            .or_else(|_| kill(one, Signal::SIGKILL))
+            .context("the process is gone")?;
         if self.child.is_some() {
             return self.reap();
         }
-        wait_until_gone(self.pid)
+        wait_until_gone(self.pid)?;
+        self.wait_for_group()
     }
 }
 

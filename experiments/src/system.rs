@@ -1,17 +1,22 @@
 //! The systems that are compared, each with one dump and one restore.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::subject::DIR;
 use crate::vas::Keep;
 use crate::{criu, vas};
 
 /// A system that snapshots a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum System {
     /// Stock CRIU with its images on a disk file system.
@@ -23,6 +28,22 @@ pub enum System {
     /// Ours: the dump drains to the snapshot store in the background, and what is
     /// restored is cold.
     VascriuStore,
+    /// No snapshot: the program is started anew.
+    ColdStart,
+    /// `vascriu clone`: all copies by one command.
+    VascriuClone,
+    /// No snapshot, but the process's `fork`.
+    Fork,
+    /// Ours, the snapshot both in the guest's memory and in the snapshot store.
+    VascriuStored,
+    /// Ours, the snapshot in the snapshot store only, and another microVM restores it.
+    VascriuOther,
+    /// Stock CRIU in steps, each of what changed since the last; images on tmpfs.
+    CriuPredump,
+    /// Redis's own snapshot, its file on tmpfs.
+    Bgsave,
+    /// No snapshots at all.
+    Nothing,
 }
 
 impl std::fmt::Display for System {
@@ -32,6 +53,14 @@ impl std::fmt::Display for System {
             Self::CriuTmpfs => "criu-tmpfs",
             Self::Vascriu => "vascriu",
             Self::VascriuStore => "vascriu-store",
+            Self::ColdStart => "cold-start",
+            Self::VascriuClone => "vascriu-clone",
+            Self::Fork => "fork",
+            Self::VascriuStored => "vascriu-stored",
+            Self::VascriuOther => "vascriu-other",
+            Self::CriuPredump => "criu-predump",
+            Self::Bgsave => "bgsave",
+            Self::Nothing => "nothing",
         })
     }
 }
@@ -60,6 +89,11 @@ pub struct Restore {
     pub memory: Duration,
 }
 
+/// Connections are neither locked nor dumped, and restored closed.
+pub(crate) const CLOSED: &str = "--tcp-close";
+/// The tree goes on after its dump.
+pub(crate) const GOING_ON: [&str; 2] = ["--leave-running", CLOSED];
+
 /// One snapshot to be: what makes it and where it goes.
 #[derive(Debug, Clone)]
 pub enum Snapshot {
@@ -72,6 +106,21 @@ pub enum Snapshot {
 }
 
 impl Snapshot {
+    /// What `system` makes of a process; its name, or its folder below [`DIR`], is `name`.
+    ///
+    /// # Errors
+    /// When that makes none, or needs more than a name.
+    pub fn new(system: System, name: &str) -> Result<Self> {
+        Ok(match system {
+            System::CriuTmpfs => Self::Stock(Path::new(DIR).join(name)),
+            System::Vascriu | System::VascriuClone => Self::Vas(name.into()),
+            System::VascriuStore | System::VascriuStored | System::VascriuOther => {
+                Self::Stored(name.into())
+            }
+            _ => bail!("{system} makes no snapshot in the guest"),
+        })
+    }
+
     /// Dumps the tree of `pid` and kills it.
     ///
     /// # Errors
@@ -81,6 +130,19 @@ impl Snapshot {
             Self::Stock(dir) => criu::dump(pid, dir),
             Self::Vas(name) => vas::dump(pid, name, Keep::GuestOnly),
             Self::Stored(name) => vas::dump(pid, name, Keep::Background),
+        }
+    }
+
+    /// Dumps the tree of `pid`, which goes on, with its connections. The snapshot has them
+    /// closed.
+    ///
+    /// # Errors
+    /// When the system fails.
+    pub fn take(&self, pid: i32) -> Result<Dump> {
+        match self {
+            Self::Stock(dir) => criu::dump_with(pid, dir, &GOING_ON),
+            Self::Vas(name) => vas::dump_with(pid, name, Keep::GuestOnly, &GOING_ON),
+            Self::Stored(name) => vas::dump_with(pid, name, Keep::Background, &GOING_ON),
         }
     }
 
@@ -114,6 +176,16 @@ impl Snapshot {
         match self {
             Self::Stock(dir) => criu::restore(dir),
             Self::Vas(name) | Self::Stored(name) => vas::restore(name),
+        }
+    }
+
+    /// The command that restores the tree and leaves it running, with nothing that only a
+    /// measurement of its steps needs.
+    #[must_use]
+    pub fn restoring(&self) -> Command {
+        match self {
+            Self::Stock(dir) => criu::restoring(dir),
+            Self::Vas(name) | Self::Stored(name) => vas::restoring(name),
         }
     }
 

@@ -29,11 +29,18 @@ struct RestoreReport {
     memory_restore_ms: f64,
 }
 
-/// What `vascriu ls --json` tells of a snapshot, as far as it is used here.
+/// What `vascriu ls --json` tells, as far as it is used here.
+#[derive(Debug, Deserialize)]
+struct List {
+    snapshots: Vec<Row>,
+}
+
+/// One snapshot of it.
 #[derive(Debug, Deserialize)]
 struct Row {
-    name: String,
-    kept: String,
+    id: String,
+    name: Option<String>,
+    state: String,
     drain_error: Option<i32>,
 }
 
@@ -51,15 +58,19 @@ pub enum Keep {
 /// # Errors
 /// When vascriu fails.
 pub fn dump(pid: i32, name: &str, keep: Keep) -> Result<Dump> {
-    let more: &[&str] = match keep {
-        Keep::GuestOnly => &["--guest-only"],
-        Keep::Background => &[],
+    dump_with(pid, name, keep, &[])
+}
+
+/// [`dump`] with `more` options, such as that which has the tree go on.
+///
+/// # Errors
+/// When vascriu fails.
+pub fn dump_with(pid: i32, name: &str, keep: Keep, more: &[&str]) -> Result<Dump> {
+    let (option, kept): (&[&str], _) = match keep {
+        Keep::GuestOnly => (&["--guest-only"], "hot"),
+        Keep::Background => (&[], "draining"),
     };
-    let kept = match keep {
-        Keep::GuestOnly => "hot",
-        Keep::Background => "draining",
-    };
-    Ok(dump_with(pid, name, more, kept)?.0)
+    Ok(dumped(pid, name, &[more, option].concat(), kept)?.0)
 }
 
 /// `vascriu dump --sync` of the tree of `pid` under `name`, with `more` options: also how
@@ -68,10 +79,10 @@ pub fn dump(pid: i32, name: &str, keep: Keep) -> Result<Dump> {
 /// # Errors
 /// When vascriu fails.
 pub fn dump_to_store(pid: i32, name: &str, more: &[&str]) -> Result<(Dump, Duration)> {
-    dump_with(pid, name, &[more, &["--sync"]].concat(), "stored")
+    dumped(pid, name, &[more, &["--sync"]].concat(), "stored")
 }
 
-fn dump_with(pid: i32, name: &str, more: &[&str], kept: &str) -> Result<(Dump, Duration)> {
+fn dumped(pid: i32, name: &str, more: &[&str], kept: &str) -> Result<(Dump, Duration)> {
     let pid = pid.to_string();
     let all = [&["dump", "-t", &pid, "--name", name, "--json"], more].concat();
     let ran = timed(&mut vascriu(&all))?;
@@ -100,21 +111,38 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub fn wait_until_stored(name: &str) -> Result<()> {
     let begun = Instant::now();
     loop {
-        let ran = timed(&mut vascriu(&["ls", "--json"]))?;
-        let rows: Vec<Row> = parse(&ran.stdout)?;
-        let row = rows.iter().find(|row| row.name == name);
+        let rows = list()?;
+        let row = rows.iter().find(|row| row.name.as_deref() == Some(name));
         match row.with_context(|| format!("the snapshot {name} is gone"))? {
-            row if row.kept == "stored" => return Ok(()),
-            row if row.kept == "draining" && begun.elapsed() < PATIENCE => {
+            row if row.state == "stored" => return Ok(()),
+            row if row.state == "draining" && begun.elapsed() < PATIENCE => {
                 sleep(Duration::from_millis(100));
             }
             row => {
                 let error = row.drain_error.map(io::Error::from_raw_os_error);
                 let why = error.map_or(String::new(), |e| format!(": {e}"));
-                bail!("the snapshot {name} is {}, not in the store{why}", row.kept);
+                bail!(
+                    "the snapshot {name} is {}, not in the store{why}",
+                    row.state
+                );
             }
         }
     }
+}
+
+fn list() -> Result<Vec<Row>> {
+    let ran = timed(&mut vascriu(&["ls", "--json"]))?;
+    Ok(parse::<List>(&ran.stdout)?.snapshots)
+}
+
+/// `vascriu rm` of all snapshots, whoever refers to them.
+///
+/// # Errors
+/// When one cannot be deleted.
+pub fn delete_all() -> Result<()> {
+    let rows = list()?;
+    rows.iter()
+        .try_for_each(|row| timed(&mut vascriu(&["rm", "--force", &row.id])).map(drop))
 }
 
 /// `vascriu evict` of the snapshot `name`: from now on it is in the store only.
@@ -130,11 +158,17 @@ pub fn evict(name: &str) -> Result<()> {
 /// # Errors
 /// When vascriu fails.
 pub fn restore(name: &str) -> Result<Restore> {
-    let ran = timed(&mut vascriu(&["restore", name, "-d", "--json"]))?;
+    let ran = timed(&mut restoring(name))?;
     Ok(Restore {
         wall: ran.wall,
         memory: memory_restore(&ran.stdout)?,
     })
+}
+
+/// `vascriu restore` of the snapshot `name`, not run yet; it will tell of itself in JSON.
+#[must_use]
+pub fn restoring(name: &str) -> Command {
+    vascriu(&["restore", name, "-d", "--json"])
 }
 
 /// The memory step of a restore, from what `vascriu restore --json` wrote.

@@ -1,22 +1,28 @@
-//! The memory workload: a process with a known pattern in its memory, that can
-//! tell at any time how many of its pages are not as it left them (SIGUSR1), and
-//! write to some of them (SIGUSR2).
+//! The workload: a process with a known pattern in its memory, and perhaps [many](Many) of
+//! something else, that can tell at any time whether all is as it left it, and does more on
+//! [request](Request).
 //!
-//! It holds no pipe and no socket: it answers in a file.
+//! It holds no pipe and no socket: on SIGUSR1 it reads a file and answers in another.
+
+mod many;
+mod pattern;
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
+use nix::unistd::{ForkResult, fork};
 use serde::{Deserialize, Serialize};
 
-/// Words of 8 bytes in a 4 KiB page.
-const PAGE_WORDS: usize = 512;
+pub use many::Many;
+pub(crate) use pattern::Patterned;
+pub use pattern::{Access, EVERY, Touch};
+
 /// Size and alignment of a huge page.
 const HUGE: usize = 2 << 20;
 
@@ -41,116 +47,125 @@ impl std::fmt::Display for Pages {
     }
 }
 
-/// Fills one page with its pattern.
-fn fill(page: &mut [u64], seed: u64, index: u64) {
-    let mut word = first_word(seed, index);
-    for slot in page {
-        *slot = word;
-        word = word.wrapping_add(STEP);
+impl std::str::FromStr for Pages {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        <Self as ValueEnum>::from_str(text, false).map_err(anyhow::Error::msg)
     }
 }
 
-/// Whether one page holds its pattern.
-fn intact(page: &[u64], seed: u64, index: u64) -> bool {
-    let first = first_word(seed, index);
-    let mut word = first;
-    page.iter().all(|slot| {
-        let same = *slot == word;
-        word = word.wrapping_add(STEP);
-        same
-    })
+/// What a workload holds.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// Its memory, in MiB
+    #[arg(long)]
+    pub size_mib: usize,
+    /// The pages of its memory
+    #[arg(long)]
+    pub pages: Pages,
+    /// Decides on the pattern in its memory
+    #[arg(long, default_value_t = 2019)]
+    pub seed: u64,
+    /// What it has many of
+    #[arg(long)]
+    pub many: Option<Many>,
+    /// How many
+    #[arg(long, default_value_t = 0)]
+    pub count: usize,
+    /// The file it answers in; a request is in the file `request` beside it
+    #[arg(long)]
+    pub answer: PathBuf,
 }
 
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// Mixes seed and page number (the finalizer of splitmix64).
-fn first_word(seed: u64, index: u64) -> u64 {
-    let mut z = seed ^ index.wrapping_mul(STEP);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// What a workload can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The number of pages, and of what else it has many of, that are not as it left them.
+    CountBad,
+    /// To write to pages all over, with a pattern that no other copy of it writes: how many.
+    Scatter,
+    /// A random number.
+    Random,
+    /// To touch pages: how many nanoseconds that took.
+    Touch(Touch),
+    /// To fork: the PID of the child, which is a workload of its own.
+    Fork,
 }
 
-/// Memory that knows what it should hold.
-#[derive(Debug)]
-pub(crate) struct Patterned<'a> {
-    memory: &'a mut [u64],
-    seed: u64,
-    /// Of every [`EVERY`]th page, once it was written to.
-    later: u64,
-}
-
-/// [`Patterned::scatter`] writes to each page whose number is a multiple of this.
-pub const EVERY: u64 = 16;
-
-impl<'a> Patterned<'a> {
-    /// Fills all pages with the pattern of `seed`.
-    pub fn new(memory: &'a mut [u64], seed: u64) -> Self {
-        for (page, index) in memory.chunks_exact_mut(PAGE_WORDS).zip(0..) {
-            fill(page, seed, index);
-        }
-        Self {
-            memory,
-            seed,
-            later: seed,
-        }
+impl Request {
+    /// Leaves the request for who answers in `answer`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn leave(self, answer: &Path) -> Result<()> {
+        Ok(fs::write(
+            Self::path(answer),
+            serde_json::to_string(&self)?,
+        )?)
     }
 
-    /// Writes the pattern of another seed to pages all over; tells how many.
-    pub fn scatter(&mut self, seed: u64) -> u64 {
-        self.later = seed;
-        let mut written = 0;
-        for (page, index) in self.memory.chunks_exact_mut(PAGE_WORDS).zip(0..) {
-            if index % EVERY == 0 {
-                fill(page, seed, index);
-                written += 1;
-            }
-        }
-        written
+    fn read(answer: &Path) -> Result<Self> {
+        Ok(serde_json::from_slice(&fs::read(Self::path(answer))?)?)
     }
 
-    /// Counts the pages that do not hold what was written to them.
-    pub fn count_bad(&self) -> u64 {
-        let seed_of = |index: u64| match index % EVERY {
-            0 => self.later,
-            _ => self.seed,
-        };
-        self.memory
-            .chunks_exact(PAGE_WORDS)
-            .zip(0..)
-            .map(|(page, index)| u64::from(!intact(page, seed_of(index), index)))
-            .sum()
-    }
-
-    /// All of it.
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: any initialized memory is bytes, of which a u64 has 8, without an
-        // alignment; they are borrowed as `self` is.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), size_of_val(self.memory)) }
+    fn path(answer: &Path) -> PathBuf {
+        answer.with_file_name("request")
     }
 }
 
-/// Runs the workload: fills `size_mib` MiB, writes `0` into `answer` when ready,
-/// and from then on answers each SIGUSR1 with the number of bad pages, and each
-/// SIGUSR2 with the number of pages that it has written to, with a pattern that
-/// no other copy of it writes. SIGTERM ends it.
+/// Runs the workload: fills its memory, writes `0` into its answer when ready, and from then on
+/// does at each SIGUSR1 what is requested. SIGTERM ends it.
 ///
 /// # Errors
 /// When memory cannot be mapped or the answer not be written.
-pub fn run(size_mib: usize, pages: Pages, seed: u64, answer: &Path) -> Result<()> {
-    let mut wanted = SigSet::empty();
-    wanted.add(Signal::SIGUSR1);
-    wanted.add(Signal::SIGUSR2);
-    wanted.add(Signal::SIGTERM);
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&wanted), None)?;
-    let mut memory = Patterned::new(map(size_mib, pages)?, seed);
-    reply(answer, 0)?;
-    loop {
-        match wanted.wait()? {
-            Signal::SIGUSR1 => reply(answer, memory.count_bad())?,
-            Signal::SIGUSR2 => reply(answer, memory.scatter(now()?))?,
-            _ => return Ok(()),
-        }
+pub fn run(options: &Options) -> Result<()> {
+    // Of those who are asked, and of those who answer.
+    let mut all = SigSet::empty();
+    for signal in many::ANSWERS
+        .into_iter()
+        .chain([Signal::SIGUSR1, Signal::SIGTERM])
+    {
+        all.add(signal);
+    }
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&all), None)?;
+    // SAFETY: this installs no handler. Children that end leave no zombies.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+    // Children, if there are any, do not share the memory.
+    let mut holding = many::Holding::new(options)?;
+    let mut memory = Patterned::new(map(options.size_mib, options.pages)?, options.seed);
+    // From now on the C library has random numbers in stock.
+    random()?;
+    reply(&options.answer, 0)?;
+    let mut asked = SigSet::empty();
+    asked.add(Signal::SIGUSR1);
+    asked.add(Signal::SIGTERM);
+    while asked.wait()? == Signal::SIGUSR1 {
+        let answer = match Request::read(&options.answer)? {
+            Request::CountBad => memory.count_bad() + holding.count_bad(),
+            Request::Scatter => memory.scatter(now()?),
+            Request::Random => random()?,
+            Request::Touch(touch) => u64::try_from(memory.touch(touch).as_nanos())?,
+            // SAFETY: this process has no other threads, or nobody asks it to fork.
+            Request::Fork => match unsafe { fork() }? {
+                ForkResult::Parent { child } => u64::try_from(child.as_raw())?,
+                ForkResult::Child => continue,
+            },
+        };
+        reply(&options.answer, answer)?;
+    }
+    Ok(())
+}
+
+/// From the C library, as programs draw the numbers for their keys.
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: the buffer is live and has that length.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == 8 {
+        Ok(u64::from_ne_bytes(bytes))
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 
@@ -204,57 +219,6 @@ fn reply(answer: &Path, count: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn exactly_the_damaged_pages_are_counted(
-            seed: u64,
-            later: Option<u64>,
-            damaged in proptest::collection::btree_set(0usize..48, 0..48),
-            word in 0usize..PAGE_WORDS,
-        ) {
-            let mut memory = vec![0u64; 48 * PAGE_WORDS];
-            let mut patterned = Patterned::new(&mut memory, seed);
-            if let Some(later) = later {
-                prop_assert_eq!(patterned.scatter(later), 3);
-            }
-            prop_assert_eq!(patterned.count_bad(), 0);
-            for page in &damaged {
-                patterned.memory[page * PAGE_WORDS + word] ^= 1;
-            }
-            prop_assert_eq!(patterned.count_bad(), damaged.len() as u64);
-        }
-
-        #[test]
-        fn pages_swapped_are_bad(seed: u64, a in 0usize..8, b in 0usize..8) {
-            prop_assume!(a != b);
-            let mut memory = vec![0u64; 8 * PAGE_WORDS];
-            let patterned = Patterned::new(&mut memory, seed);
-            for i in 0..PAGE_WORDS {
-                patterned.memory.swap(a * PAGE_WORDS + i, b * PAGE_WORDS + i);
-            }
-            prop_assert_eq!(patterned.count_bad(), 2);
-        }
-
-        #[test]
-        fn what_another_copy_wrote_is_bad(seed: u64, ours: u64, theirs: u64) {
-            prop_assume!(ours != theirs);
-            let mut memory = vec![0u64; 32 * PAGE_WORDS];
-            let mut patterned = Patterned::new(&mut memory, seed);
-            patterned.scatter(theirs);
-            patterned.later = ours;
-            prop_assert_eq!(patterned.count_bad(), 2);
-        }
-    }
-
-    #[test]
-    fn zeroed_memory_is_bad() {
-        let mut memory = vec![0u64; 8 * PAGE_WORDS];
-        let patterned = Patterned::new(&mut memory, 7);
-        patterned.memory.fill(0);
-        assert_eq!(patterned.count_bad(), 8);
-    }
 
     #[test]
     fn the_memory_mapped_is_of_the_asked_size_and_aligned_to_huge_pages() {

@@ -3,6 +3,7 @@
  * The books balance: what a capture and an attach add somewhere, they take away
  * again, and nothing leaks however often.
  */
+#include "vas_cgroup.h"
 #include "vas_test.h"
 
 #define RW	(PROT_READ | PROT_WRITE)
@@ -267,54 +268,10 @@ TEST_F(account, nothing_leaks_over_many_rounds)
 
 /* --- Memory cgroups --- */
 
-#define CG	"/sys/fs/cgroup"
-
-static bool cgroups_on(void)
-{
-	return !write_file(CG "/cgroup.subtree_control", "+memory");
-}
-
-static int cgroup(const char *name)
-{
-	char path[128];
-
-	snprintf(path, sizeof(path), CG "/%s", name);
-	return mkdir(path, 0755) && errno != EEXIST ? -errno : 0;
-}
-
-static long cgroup_value(const char *name, const char *file)
-{
-	char path[128];
-
-	snprintf(path, sizeof(path), CG "/%s/%s", name, file);
-	return strtol(read_file(path), NULL, 10);
-}
-
-static int cgroup_enter(const char *name, pid_t pid)
-{
-	char path[128], text[16];
-
-	snprintf(path, sizeof(path), CG "/%s/cgroup.procs", name);
-	snprintf(text, sizeof(text), "%d", pid);
-	return write_file(path, text);
-}
-
-static int cgroup_remove(const char *name)
-{
-	char path[128];
-	int err = -EBUSY;
-
-	snprintf(path, sizeof(path), CG "/%s", name);
-	for (int i = 0; i < 50 && err == -EBUSY; i++) {
-		err = rmdir(path) ? -errno : 0;
-		usleep(20000);
-	}
-	return err;
-}
-
 /*
- * Pages stay with the group that made them; page tables are paid by who has
- * them: the VAS's by who captured, the target's by the target.
+ * Pages stay with the group that made them while its task uses them (see charge.c).
+ * Page tables are paid by who has them: the VAS's by who captured, the target's by
+ * the target.
  */
 TEST_F(account, groups_pay_for_what_they_made)
 {
@@ -336,6 +293,7 @@ TEST_F(account, groups_pay_for_what_they_made)
 	ASSERT_EQ(0, tcall(&self->u, t_map, BASE, 32 * MiB, RW));
 	user = cgroup_value("user", "memory.current");
 	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, BASE, 32 * MiB, BASE, NULL));
+	settle();
 	EXPECT_GE(user + MiB, cgroup_value("user", "memory.current"));
 	target_kill(&self->t);
 	EXPECT_LE(32 * MiB, cgroup_value("made", "memory.current"));

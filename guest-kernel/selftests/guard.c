@@ -259,7 +259,24 @@ TEST_F(guard, a_task_that_runs_is_as_it_was_at_every_stage)
 	}
 }
 
-/* Else the test above would show nothing. */
+/* It is stopped just before the INT3 of its tracer reaches it: a matter of luck. */
+TEST_F(guard, a_trap_that_is_on_its_way_does_not_kill)
+{
+	struct board *b = self->board;
+	time_t begun = time(NULL);
+
+	self->victim = victim(b, self->pipe[0], SPIN);
+	wait_ready(b);
+	for (int i = 0; i < 200 && may_go_on(begun); i++) {
+		ASSERT_TRUE(trace_and_die(b, self->victim, DONE, true));
+		ASSERT_TRUE(goes_on(b, self->victim)) {
+			TH_LOG("round %d", i);
+		}
+	}
+	EXPECT_EQ(0, b->wrong);
+}
+
+/* Else the tests above would show nothing. */
 TEST_F(guard, without_a_guard_it_is_lost)
 {
 	struct board *b = self->board;

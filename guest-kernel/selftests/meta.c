@@ -26,7 +26,7 @@ static const struct image good = {
 	.vas = { .name = "one", .mode = 0600, .vmas = 2, .runs = 3 },
 	.vma = {
 		{ BASE, BASE + 8 * MiB, BASE / PAGE, PROT_READ | PROT_WRITE,
-		  VIRTIO_VAS_VMA_ACCOUNT },
+		  VIRTIO_VAS_VMA_ACCOUNT | VIRTIO_VAS_VMA_WIPEONFORK },
 		{ BASE + 8 * MiB, BASE + 16 * MiB, 0, PROT_READ, VIRTIO_VAS_VMA_NORESERVE },
 	},
 	.run = {
@@ -35,7 +35,8 @@ static const struct image good = {
 		{ BASE + 8 * MiB, 2048, VIRTIO_VAS_KIND_BLOCKS, 0 },
 	},
 	.other = { .name = "two", .mode = 0, .vmas = 1 },
-	.other_vma = { 0, PAGE, 1, PROT_NONE },
+	.other_vma = { 0, PAGE, 1, PROT_NONE,
+		       VIRTIO_VAS_VMA_DROPPABLE | VIRTIO_VAS_VMA_WIPEONFORK },
 };
 
 /* 0, or -errno of the decoder. */
@@ -76,7 +77,8 @@ TEST(heads_that_lie_are_refused)
 {
 	NEED_DECODER;
 	BAD(head.magic, 0);
-	BAD(head.version, 2);
+	BAD(head.version, 1);
+	BAD(head.version, 3);
 	BAD(head.reserved, 1);
 	BAD(head.vases, 0);
 	BAD(head.vases, 1);			/* bytes are left */
@@ -127,14 +129,16 @@ TEST(vmas_that_cannot_be_are_refused)
 	BAD(vma[0].end, BASE - PAGE);		/* backwards */
 	BAD(vma[0].end, BASE + 8 * MiB + PAGE);	/* into the next */
 	BAD(vma[1].start, 0);			/* before the last */
-	BAD(vma[1].end, 1UL << 47);		/* not the user's */
+	BAD(vma[1].end, 1UL << 56);		/* not the user's, on any CPU */
 	BAD(vma[1].end, -PAGE);
 	BAD(vma[1].end, 0);
 	BAD(vma[0].pgoff, ~0UL);
 	BAD(vma[0].pgoff, (~0UL >> 12) - 2047);	/* overflows at the end */
 	BAD(vma[0].prot, 8);
 	BAD(vma[0].prot, PROT_GROWSDOWN);
-	BAD(vma[0].flags, 4);
+	BAD(vma[0].flags, 16);
+	BAD(vma[0].flags, VIRTIO_VAS_VMA_DROPPABLE);	/* with pages */
+	BAD(vma[1].flags, VIRTIO_VAS_VMA_DROPPABLE);
 	BAD(other_vma.end, 0);
 }
 
@@ -240,7 +244,7 @@ TEST(what_was_decoded_is_freed)
 	}
 	committed = meminfo("Committed_AS");
 	EXPECT_EQ(0, decode(many, sizeof(*many)));
-	many->vases[VAS_DRAIN_MAX - 1].vma.flags = 8;
+	many->vases[VAS_DRAIN_MAX - 1].vma.flags = 16;
 	EXPECT_EQ(-EBADMSG, decode(many, sizeof(*many)));
 	EXPECT_GE(committed + 64 * 1024, meminfo("Committed_AS"));
 	free(many);

@@ -85,7 +85,7 @@ TEST_F(vas, unknown_flags_and_reserved_fields_are_refused)
 	struct vas_create create = { .name = "x", .mode = 0600, .flags = 1 };
 	struct vas_open open = { .id = self->id, .access = VAS_ACCESS_READ, .flags = 1 };
 	struct vas_capture capture = { .pidfd = pidfd_of(self->t.pid), .flags = 2 };
-	struct vas_attach attach = { .pidfd = pidfd_of(self->t.pid), .flags = 1 };
+	struct vas_attach attach = { .pidfd = pidfd_of(self->t.pid), .flags = 2 };
 	struct vas_ranges ranges = { .count = 1, .reserved = 1 };
 	struct vas_delete delete = { .flags = 2 };
 
@@ -109,7 +109,8 @@ TEST_F(vas, unknown_flags_and_reserved_fields_are_refused)
 	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->fd, VAS_IOC_CAPTURE, &capture)));
 	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->fd, VAS_IOC_ATTACH, &attach)));
 	attach.flags = 0;
-	attach.reserved[0] = 1;
+	attach.len = PAGE;			/* a part is of no snapshot */
+	attach.snapshot[15] = 1;
 	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->fd, VAS_IOC_ATTACH, &attach)));
 	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->fd, VAS_IOC_RANGES, &ranges)));
 	ranges.reserved = 0;
@@ -133,6 +134,9 @@ TEST_F(vas, bad_pointers_and_unknown_ioctls_are_refused)
 	EXPECT_EQ(-EFAULT, ret_errno(ioctl(self->fd, VAS_IOC_ATTACH, bad)));
 	EXPECT_EQ(-EFAULT, ret_errno(ioctl(self->fd, VAS_IOC_STAT, bad)));
 	EXPECT_EQ(-EFAULT, ret_errno(ioctl(self->fd, VAS_IOC_RANGES, bad)));
+	EXPECT_EQ(-EFAULT, ret_errno(ioctl(self->fd, VAS_IOC_USAGE, bad)));
+	EXPECT_EQ(-EFAULT, ret_errno(ioctl(self->fd, VAS_IOC_GET_LABEL, bad)));
+	EXPECT_EQ(-EFAULT, ret_errno(ioctl(self->fd, VAS_IOC_SET_LABEL, bad)));
 	EXPECT_EQ(-EFAULT, ret_errno(ioctl(self->fd, VAS_IOC_DELETE, bad)));
 	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
 	EXPECT_EQ(-EFAULT, ret_errno(ioctl(self->fd, VAS_IOC_RANGES, &ranges)));

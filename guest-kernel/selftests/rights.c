@@ -110,6 +110,11 @@ static long t_delete(ulong fd, ulong b, ulong c)
 	return vas_delete(fd, 0);
 }
 
+static long t_set_label(ulong fd, ulong b, ulong c)
+{
+	return vas_set_label(fd, "theirs");
+}
+
 /* Mode 0640, owned by root: the owner writes, the group reads, others nothing. */
 TEST_F(vas, owner_and_mode_are_enforced)
 {
@@ -133,10 +138,14 @@ TEST_F(vas, owner_and_mode_are_enforced)
 	/* A file gives what it was opened for. */
 	EXPECT_EQ(-EBADF, tcall(&group, t_capture, fd, group.pid, 0));
 	EXPECT_EQ(-EBADF, tcall(&group, t_delete, fd, 0, 0));
+	EXPECT_EQ(-EBADF, tcall(&group, t_set_label, fd, 0, 0));
 	fd = vas_open(self->session, self->id, NULL, VAS_ACCESS_WRITE);
 	ASSERT_GE(fd, 0);
 	EXPECT_EQ(-EBADF, vas_attach(fd, self->t.pid, 0, 0, 0, NULL));
 	EXPECT_EQ(-EBADF, vas_stat(fd, &(struct vas_stat){}));
+	EXPECT_EQ(-EBADF, vas_usage(fd, &(struct vas_usage){}));
+	EXPECT_EQ(-EBADF, ret_errno(ioctl(fd, VAS_IOC_GET_LABEL, &(struct vas_label){})));
+	EXPECT_EQ(0, vas_set_label(fd, "x"));
 	target_kill(&other);
 	target_kill(&group);
 }

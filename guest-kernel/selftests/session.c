@@ -237,6 +237,25 @@ TEST_F(session, captured_memory_is_not_counted_for_this_process_only)
 	target_kill(&other);
 }
 
+/* It has no page in the VAS, and so must have none for who would write them. */
+TEST_F(session, droppable_memory_is_hidden_too)
+{
+	ulong addr = BASE + GiB;
+
+	ASSERT_EQ(0, tcall(&self->t, t_map_droppable, addr, MiB, RW));
+	ASSERT_EQ(0, tcall(&self->t, t_fill, addr, MiB, 1));
+	ASSERT_EQ(256, scan(self->t.pid, addr, MiB));
+	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, VAS_CAPTURE_HIDE, NULL));
+	EXPECT_EQ(0, scan(self->t.pid, addr, MiB));
+	EXPECT_EQ(0, smaps_value(self->t.pid, addr, "Rss"));
+	EXPECT_EQ(0, tcall(&self->t, t_check, addr, MiB, 1));
+	/* Ordinary memory in its place is not. */
+	ASSERT_EQ(0, tcall(&self->t, t_munmap, addr, MiB, 0));
+	ASSERT_EQ(0, tcall(&self->t, t_map, addr, MiB, RW));
+	ASSERT_EQ(0, tcall(&self->t, t_fill, addr, MiB, 1));
+	EXPECT_EQ(256, scan(self->t.pid, addr, MiB));
+}
+
 TEST_F(session, without_the_flag_nothing_is_hidden)
 {
 	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-/* What tasks share stays shared, over generations, and when others are gone. */
+/*
+ * What tasks share stays shared, over generations, and when others are gone; and
+ * how much that is can be told.
+ */
 #include "vas_pair.h"
 
 #define PFN(entry)	((entry) & ((1ULL << 55) - 1))
@@ -89,6 +92,55 @@ TEST_F(vas, memory_outlives_the_vas_that_it_shares)
 	EXPECT_EQ(0, tcall(&self->u, t_check, BASE, 4 * MiB, 1));
 	target_kill(&self->t);
 	EXPECT_EQ(0, tcall(&self->u, t_fill, BASE, 4 * MiB, 3));
+	self->t = target_new();
+}
+
+/* Own and shared pages of a VAS, in that order, are what is expected? */
+static bool usage_is(int fd, ulong own, ulong shared)
+{
+	struct vas_usage usage = { -1, -1 };
+	int err = vas_usage(fd, &usage);
+
+	if (!err && usage.own_pages == own && usage.shared_pages == shared)
+		return true;
+	printf("# usage: %d, own %llu, shared %llu\n", err, usage.own_pages,
+	       usage.shared_pages);
+	return false;
+}
+
+TEST_F(vas, usage_tells_what_would_be_free_without_it)
+{
+	ASSERT_TRUE(usage_is(self->fd, 0, 0));
+	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, 4 * MiB, RW));
+	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, 3 * MiB, 1));
+	ASSERT_EQ(0, vas_capture_range(self->fd, self->t.pid, BASE, 4 * MiB));
+	EXPECT_TRUE(usage_is(self->fd, 0, 768));
+	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, MiB, 2));
+	EXPECT_TRUE(usage_is(self->fd, 256, 512));
+	target_kill(&self->t);
+	EXPECT_TRUE(usage_is(self->fd, 768, 0));
+	ASSERT_EQ(0, tcall(&self->u, t_map, BASE, 4 * MiB, RW));
+	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, BASE, 4 * MiB, BASE, NULL));
+	EXPECT_TRUE(usage_is(self->fd, 0, 768));
+	ASSERT_EQ(0, tcall(&self->u, t_fill, BASE, 2 * MiB, 3));
+	EXPECT_TRUE(usage_is(self->fd, 512, 256));
+	self->t = target_new();
+}
+
+TEST_F(vas, usage_counts_a_huge_page_as_one)
+{
+	ASSERT_EQ(0, tcall(&self->t, t_map_huge, BASE, 4 * MiB, RW));
+	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, 4 * MiB, 1));
+	ASSERT_EQ(4096, smaps_value(self->t.pid, BASE, "AnonHugePages"));
+	ASSERT_EQ(0, vas_capture_range(self->fd, self->t.pid, BASE, 4 * MiB));
+	EXPECT_TRUE(usage_is(self->fd, 0, 1024));
+	/* The task has copied one page, and maps the others of its huge page. */
+	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, PAGE, 2));
+	EXPECT_TRUE(usage_is(self->fd, 0, 1024));
+	ASSERT_EQ(0, tcall(&self->t, t_munmap, BASE, 2 * MiB, 0));
+	EXPECT_TRUE(usage_is(self->fd, 512, 512));
+	target_kill(&self->t);
+	EXPECT_TRUE(usage_is(self->fd, 1024, 0));
 	self->t = target_new();
 }
 

@@ -87,6 +87,15 @@ static inline int store_delete(int session, const char *name)
 	return ret_errno(ioctl(session, VAS_IOC_STORE_DELETE, &arg));
 }
 
+static inline int store_label(int session, const char *name, const char *label)
+{
+	struct vas_store_label arg = {};
+
+	snprintf(arg.name, sizeof(arg.name), "%s", name);
+	snprintf(arg.label, sizeof(arg.label), "%s", label);
+	return ret_errno(ioctl(session, VAS_IOC_STORE_LABEL, &arg));
+}
+
 /* 1: the store has it, in *out; 0: not; or -errno.  One by one: paging, too. */
 static inline int store_find(int session, const char *name,
 			     struct vas_store_snapshot *out)

@@ -118,18 +118,37 @@ static inline int vas_capture(int vas, pid_t pid, unsigned int flags,
 	return ret;
 }
 
+/* Only what lies in a range. */
+static inline int vas_capture_range(int vas, pid_t pid, ulong start, ulong len)
+{
+	struct vas_capture arg = {
+		.pidfd = pidfd_of(pid), .start = start, .len = len,
+	};
+	int ret = ret_errno(ioctl(vas, VAS_IOC_CAPTURE, &arg));
+
+	close(arg.pidfd);
+	return ret;
+}
+
+/* As @arg says, to @pid. */
+static inline int vas_attach_as(int vas, pid_t pid, struct vas_attach *arg)
+{
+	int ret;
+
+	arg->pidfd = pidfd_of(pid);
+	if (arg->pidfd < 0)
+		return arg->pidfd;
+	ret = ret_errno(ioctl(vas, VAS_IOC_ATTACH, arg));
+	close(arg->pidfd);
+	return ret;
+}
+
 static inline int vas_attach(int vas, pid_t pid, ulong src, ulong len,
 			     ulong dst, struct vas_attach *out)
 {
-	struct vas_attach arg = {
-		.pidfd = pidfd_of(pid), .src = src, .len = len, .dst = dst,
-	};
-	int ret;
+	struct vas_attach arg = { .src = src, .len = len, .dst = dst };
+	int ret = vas_attach_as(vas, pid, &arg);
 
-	if (arg.pidfd < 0)
-		return arg.pidfd;
-	ret = ret_errno(ioctl(vas, VAS_IOC_ATTACH, &arg));
-	close(arg.pidfd);
 	if (out)
 		*out = arg;
 	return ret;
@@ -145,6 +164,27 @@ static inline int vas_delete(int vas, unsigned int flags)
 	struct vas_delete arg = { .flags = flags };
 
 	return ret_errno(ioctl(vas, VAS_IOC_DELETE, &arg));
+}
+
+static inline int vas_usage(int vas, struct vas_usage *out)
+{
+	return ret_errno(ioctl(vas, VAS_IOC_USAGE, out));
+}
+
+static inline int vas_set_label(int vas, const char *label)
+{
+	struct vas_label arg = {};
+
+	snprintf(arg.label, sizeof(arg.label), "%s", label);
+	return ret_errno(ioctl(vas, VAS_IOC_SET_LABEL, &arg));
+}
+
+/* "" also where it fails. */
+static inline const char *vas_get_label(int vas)
+{
+	static struct vas_label arg;
+
+	return ioctl(vas, VAS_IOC_GET_LABEL, &arg) ? "" : arg.label;
 }
 
 /* The range that holds addr; its .end is 0 if there is none. */
@@ -237,6 +277,18 @@ static inline void target_kill(struct target *t)
 static inline long t_map(ulong addr, ulong len, ulong prot)
 {
 	void *p = mmap((void *)addr, len, prot, MAP_PRIVATE | MAP_ANONYMOUS |
+		       MAP_FIXED_NOREPLACE, -1, 0);
+
+	return p == MAP_FAILED ? -errno : 0;
+}
+
+#ifndef MAP_DROPPABLE
+#define MAP_DROPPABLE	0x08
+#endif
+
+static inline long t_map_droppable(ulong addr, ulong len, ulong prot)
+{
+	void *p = mmap((void *)addr, len, prot, MAP_DROPPABLE | MAP_ANONYMOUS |
 		       MAP_FIXED_NOREPLACE, -1, 0);
 
 	return p == MAP_FAILED ? -errno : 0;
@@ -400,6 +452,28 @@ static inline long smaps_value(pid_t pid, ulong addr, const char *key)
 	}
 	fclose(f);
 	return value;
+}
+
+/* Has the VMA that begins at @addr this of smaps' VmFlags, two letters? */
+static inline bool vm_flag(pid_t pid, ulong addr, const char *flag)
+{
+	char path[64], line[512];
+	bool here = false, has = false;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps", pid);
+	f = fopen(path, "re");
+	while (f && fgets(line, sizeof(line), f)) {
+		ulong start, end;
+
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			here = start == addr;
+		else if (here && !strncmp(line, "VmFlags:", 8))
+			has = strstr(line + 8, flag);
+	}
+	if (f)
+		fclose(f);
+	return has;
 }
 
 static inline bool kernel_has(const char *path)

@@ -14,12 +14,78 @@ use crate::key::{Inputs, Key};
 use crate::step::Steps;
 use crate::workspace::Workspace;
 
-/// Kind of the cache entries with Debian's packages only.
-pub const BASE: &str = "base";
-/// Kind of the cache entries with whole images.
-pub const IMAGE: &str = "image";
+/// Which image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Flavor {
+    /// The guest of every microVM, unless told otherwise
+    Default,
+    /// The same, with Docker, containerd, Podman and crun, and their services running
+    Containers,
+}
+
+impl Flavor {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Default, Self::Containers];
+
+    /// Kind of the cache entries with Debian's packages only.
+    #[must_use]
+    pub fn base(self) -> &'static str {
+        match self {
+            Self::Default => "base",
+            Self::Containers => "base-containers",
+        }
+    }
+
+    /// Kind of the cache entries with whole images.
+    #[must_use]
+    pub fn image(self) -> &'static str {
+        match self {
+            Self::Default => "image",
+            Self::Containers => "image-containers",
+        }
+    }
+
+    /// Its name under `current/`.
+    #[must_use]
+    pub fn current(self) -> &'static str {
+        match self {
+            Self::Default => "rootfs.ext4",
+            Self::Containers => "rootfs-containers.ext4",
+        }
+    }
+
+    /// The lists of its packages in the checkout.
+    fn recipes(self) -> &'static [&'static str] {
+        match self {
+            Self::Default => &["images/recipe/packages"],
+            Self::Containers => &[
+                "images/recipe/packages",
+                "images/recipe/packages.containers",
+            ],
+        }
+    }
+
+    /// The folders of the checkout that lie over its packages.
+    fn overlays(self) -> &'static [&'static str] {
+        match self {
+            Self::Default => &["images/rootfs"],
+            Self::Containers => &["images/rootfs", "images/rootfs.containers"],
+        }
+    }
+}
+
 /// The Debian release in the guest: it has CRIU 4.1.
 const SUITE: &str = "trixie";
+/// What of Debian's packages is left out, below `/usr`.
+const NOT_INSTALLED: [&str; 7] = [
+    "share/man/*",
+    "share/info/*",
+    "share/locale/*",
+    "share/doc/*",
+    "libexec/podman/podman-testing",
+    "bin/containerd-shim",
+    "bin/containerd-shim-runc-v1",
+];
 /// Part of every key here: raise it when this file builds differently.
 const RECIPE: &str = "1";
 
@@ -50,13 +116,18 @@ const SELFTESTS: &str = "usr/lib/mvas/selftests";
 pub struct Builder<'a> {
     cache: &'a Cache,
     workspace: &'a Workspace,
+    flavor: Flavor,
 }
 
 impl<'a> Builder<'a> {
     /// A builder of images of this checkout.
     #[must_use]
-    pub fn new(cache: &'a Cache, workspace: &'a Workspace) -> Self {
-        Self { cache, workspace }
+    pub fn new(cache: &'a Cache, workspace: &'a Workspace, flavor: Flavor) -> Self {
+        Self {
+            cache,
+            workspace,
+            flavor,
+        }
     }
 
     /// The key of the entry with Debian's packages.
@@ -64,15 +135,13 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// When the recipe cannot be read.
     pub fn base_key(&self) -> Result<Key> {
-        Ok(Inputs::new(BASE)
+        let mut inputs = Inputs::new(self.flavor.base())
             .text("recipe", RECIPE)
-            .text("suite", SUITE)
-            .file("packages", &self.packages_file())?
-            .key())
-    }
-
-    fn packages_file(&self) -> PathBuf {
-        self.workspace.path("images/recipe/packages")
+            .text("suite", SUITE);
+        for recipe in self.flavor.recipes() {
+            inputs = inputs.file("packages", &self.workspace.path(recipe))?;
+        }
+        Ok(inputs.key())
     }
 
     /// Finds or makes the tar file with Debian's packages.
@@ -81,25 +150,23 @@ impl<'a> Builder<'a> {
     /// When mmdebstrap fails.
     pub fn base(&self) -> Result<PathBuf> {
         let key = self.base_key()?;
-        let _lock = self.cache.lock(BASE, || waiting("base image"))?;
-        let entry = self.cache.find_or_build(BASE, &key, |out| -> Result<()> {
-            let packages = fs::read_to_string(self.packages_file())?;
-            let packages = package_list(&packages);
-            ensure!(
-                !packages.is_empty(),
-                "{} lists no package",
-                self.packages_file().display()
-            );
+        let kind = self.flavor.base();
+        let _lock = self.cache.lock(kind, || waiting("base image"))?;
+        let entry = self.cache.find_or_build(kind, &key, |out| -> Result<()> {
+            let recipes = self.flavor.recipes().iter();
+            let recipes = recipes.map(|r| fs::read_to_string(self.workspace.path(r)));
+            let recipes = recipes.collect::<Result<Vec<_>, _>>()?.concat();
+            let packages = package_list(&recipes);
             let mut mmdebstrap = Command::new("mmdebstrap");
             mmdebstrap.args(["--variant=minbase", "--aptopt=Acquire::Retries \"3\""]);
-            for excluded in ["man", "info", "locale", "doc"] {
-                mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/share/{excluded}/*"));
+            for excluded in NOT_INSTALLED {
+                mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/{excluded}"));
             }
             mmdebstrap
                 .arg(format!("--include={}", packages.join(",")))
                 .arg(SUITE)
                 .arg(out.join("base.tar"));
-            Ok(self.steps(BASE)?.run(
+            Ok(self.steps(kind)?.run(
                 &format!("installing {} Debian packages", packages.len()),
                 &mut mmdebstrap,
             )?)
@@ -116,19 +183,23 @@ impl<'a> Builder<'a> {
         let base = self.base()?;
         let files = self.our_files(selftests)?;
         let pack = self.workspace.path("images/recipe/pack");
-        let overlay = self.workspace.path("images/rootfs");
-        let mut inputs = Inputs::new(IMAGE)
+        let overlays = self.flavor.overlays().iter();
+        let overlays: Vec<_> = overlays.map(|o| self.workspace.path(o)).collect();
+        let kind = self.flavor.image();
+        let mut inputs = Inputs::new(kind)
             .text("recipe", RECIPE)
-            .with_key(BASE, &self.base_key()?)
-            .file("pack", &pack)?
-            .tree("rootfs", &overlay)?;
+            .with_key("base", &self.base_key()?)
+            .file("pack", &pack)?;
+        for overlay in &overlays {
+            inputs = inputs.tree("rootfs", overlay)?;
+        }
         for (to, from) in &files {
             inputs = inputs.file(to, from)?;
         }
-        let _lock = self.cache.lock(IMAGE, || waiting("image"))?;
+        let _lock = self.cache.lock(kind, || waiting("image"))?;
         let entry = self
             .cache
-            .find_or_build(IMAGE, &inputs.key(), |out| -> Result<()> {
+            .find_or_build(kind, &inputs.key(), |out| -> Result<()> {
                 // A temporary folder beside, as `out` is what the cache keeps.
                 let work = tempfile::tempdir_in(self.cache.dir("work")?)?;
                 let stage = work.path().join("stage");
@@ -146,11 +217,13 @@ impl<'a> Builder<'a> {
                 command
                     .arg(work.path().join("tree"))
                     .arg(out.join("rootfs.ext4"))
-                    .args([&base, &overlay, &stage]);
-                Ok(self.steps(IMAGE)?.run("packing the image", &mut command)?)
+                    .arg(&base)
+                    .args(&overlays)
+                    .arg(&stage);
+                Ok(self.steps(kind)?.run("packing the image", &mut command)?)
             })?;
         let image = entry.join("rootfs.ext4");
-        self.cache.set_current("rootfs.ext4", &image)?;
+        self.cache.set_current(self.flavor.current(), &image)?;
         Ok(image)
     }
 

@@ -35,9 +35,17 @@ enum Command {
         debug: bool,
     },
     /// Builds the guest image: Debian's packages, our programs, the tests
-    Image,
+    #[command(after_help = "Example: mvas-images image --flavor containers")]
+    Image {
+        /// Which image
+        #[arg(long, value_enum, default_value_t = image::Flavor::Default)]
+        flavor: image::Flavor,
+    },
     /// Builds the kernel and the image
     All {
+        /// Which image
+        #[arg(long, value_enum, default_value_t = image::Flavor::Default)]
+        flavor: image::Flavor,
         /// Also the kernel with KASAN, lockdep and DEBUG_VM
         #[arg(long)]
         debug: bool,
@@ -66,7 +74,7 @@ fn run(cli: &Cli) -> Result<()> {
     let cache = Cache::of_user()?;
     let workspace = Workspace::find(cli.workspace.as_deref())?;
     let kernel = || kernel::Builder::new(&cache, &workspace);
-    let images = image::Builder::new(&cache, &workspace);
+    let images = |flavor| image::Builder::new(&cache, &workspace, flavor);
     match cli.command {
         Command::Kernel { debug } => {
             let flavor = if debug {
@@ -78,14 +86,14 @@ fn run(cli: &Cli) -> Result<()> {
             done("kernel", &kernel.kernel(flavor)?);
             done("self-tests", &kernel.selftests()?);
         }
-        Command::Image => done("image", &images.image(&kernel()?.selftests()?)?),
-        Command::All { debug } => {
+        Command::Image { flavor } => done("image", &images(flavor).image(&kernel()?.selftests()?)?),
+        Command::All { flavor, debug } => {
             let kernel = kernel()?;
             done("kernel", &kernel.kernel(Flavor::Release)?);
             if debug {
                 done("debug kernel", &kernel.kernel(Flavor::Debug)?);
             }
-            done("image", &images.image(&kernel.selftests()?)?);
+            done("image", &images(flavor).image(&kernel.selftests()?)?);
         }
         Command::Status { json } => print_status(&status::status(&cache, &workspace)?, json)?,
         Command::Gc => {

@@ -13,13 +13,17 @@ use crate::workspace::Workspace;
 
 /// All kinds of entries; each has the lock of its name, except the self-tests,
 /// which are built under the kernel's.
-const KINDS: [(&str, &str); 5] = [
-    ("kernel", "kernel"),
-    ("kernel-debug", "kernel-debug"),
-    (SELFTESTS, "kernel"),
-    (image::BASE, image::BASE),
-    (image::IMAGE, image::IMAGE),
-];
+fn kinds() -> Vec<(&'static str, &'static str)> {
+    let mut kinds = vec![
+        ("kernel", "kernel"),
+        ("kernel-debug", "kernel-debug"),
+        (SELFTESTS, "kernel"),
+    ];
+    for kind in image::Flavor::ALL.map(|f| [f.base(), f.image()]).concat() {
+        kinds.push((kind, kind));
+    }
+    kinds
+}
 
 /// What the cache holds.
 #[derive(Debug, Serialize)]
@@ -86,7 +90,7 @@ pub fn status(cache: &Cache, workspace: &Workspace) -> Result<Status> {
         }
     }
     current.sort_by(|a, b| a.name.cmp(&b.name));
-    let entries = cache.entries(&KINDS.map(|(kind, _)| kind))?;
+    let entries = cache.entries(&kinds().iter().map(|(kind, _)| *kind).collect::<Vec<_>>())?;
     Ok(Status {
         cache: cache.root().to_path_buf(),
         needed: needed(cache, workspace)?,
@@ -105,15 +109,15 @@ pub fn status(cache: &Cache, workspace: &Workspace) -> Result<Status> {
 
 fn needed(cache: &Cache, workspace: &Workspace) -> Result<Vec<Needed>> {
     let kernel = kernel::Builder::new(cache, workspace)?;
-    let keys = [
+    let mut keys = vec![
         ("kernel", kernel.kernel_key(Flavor::Release)?),
         ("kernel-debug", kernel.kernel_key(Flavor::Debug)?),
         (SELFTESTS, kernel.selftests_key()?),
-        (
-            image::BASE,
-            image::Builder::new(cache, workspace).base_key()?,
-        ),
     ];
+    for flavor in image::Flavor::ALL {
+        let images = image::Builder::new(cache, workspace, flavor);
+        keys.push((flavor.base(), images.base_key()?));
+    }
     Ok(keys
         .into_iter()
         .map(|(kind, key)| Needed {
@@ -133,7 +137,7 @@ pub fn gc(cache: &Cache, workspace: &Workspace) -> Result<Vec<PathBuf>> {
     let mut keep = cache.in_use()?;
     keep.extend(needed(cache, workspace)?.into_iter().map(|n| n.path));
     let mut removed = Vec::new();
-    for (kind, lock) in KINDS {
+    for (kind, lock) in kinds() {
         let _lock = cache.lock(lock, || eprintln!("  waiting for a build of the {lock} …"))?;
         for entry in cache.entries(&[kind])? {
             if !entry.whole || !keep.contains(&entry.path) {

@@ -1,9 +1,11 @@
 //! Mirror of `<linux/vas.h>`.
 
 /// Version of the interface that this crate speaks.
-pub const VAS_ABI_VERSION: u32 = 4;
+pub const VAS_ABI_VERSION: u32 = 5;
 /// Longest VAS name in bytes, with its terminating NUL.
 pub const VAS_NAME_MAX: usize = 128;
+/// Longest label in bytes, with its terminating NUL.
+pub const VAS_LABEL_MAX: usize = 1024;
 
 /// `VasInfo::features`: captured memory can be hidden from PAGEMAP_SCAN and smaps.
 pub const VAS_FEATURE_PAGEMAP_HIDE: u64 = 1 << 0;
@@ -15,6 +17,8 @@ pub const VAS_ACCESS_READ: u32 = 1 << 0;
 pub const VAS_ACCESS_WRITE: u32 = 1 << 1;
 /// `VasCapture::flags`: hide the captured memory from this process's PAGEMAP_SCAN and smaps.
 pub const VAS_CAPTURE_HIDE: u32 = 1 << 0;
+/// `VasAttach::flags`: others go on from this memory, too: what is to be wiped on fork is empty.
+pub const VAS_ATTACH_CLONE: u32 = 1 << 0;
 /// `VasStat::state`: created, nothing captured yet.
 pub const VAS_STATE_EMPTY: u32 = 0;
 /// `VasStat::state`: captured, goes with its session.
@@ -108,7 +112,7 @@ pub struct VasCapture {
 pub struct VasAttach {
     /// The task.
     pub pidfd: i32,
-    /// Zero.
+    /// `VAS_ATTACH_*`.
     pub flags: u32,
     /// Start in the VAS.
     pub src: u64,
@@ -120,8 +124,8 @@ pub struct VasAttach {
     pub vmas: u64,
     /// Out: resident pages now shared.
     pub pages: u64,
-    /// Zero.
-    pub reserved: [u64; 2],
+    /// Identity of the snapshot that `/proc/PID/vas` shall tell, or zeroes.
+    pub snapshot: [u8; 16],
 }
 
 /// `struct vas_stat`.
@@ -254,6 +258,8 @@ pub struct VasStoreSnapshot {
     pub bytes: u64,
     /// Zero.
     pub reserved: u64,
+    /// NUL-terminated text that whoever made it gave it.
+    pub label: [u8; VAS_LABEL_MAX],
 }
 
 /// `struct vas_store_list`.
@@ -305,6 +311,34 @@ pub struct VasStoreDelete {
 /// Most bytes of memory in one `VasGuard`.
 pub const VAS_GUARD_MAX: u32 = 64;
 
+/// `struct vas_usage`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VasUsage {
+    /// Out: resident 4 KiB pages that only this VAS maps.
+    pub own_pages: u64,
+    /// Out: resident 4 KiB pages that others map, too.
+    pub shared_pages: u64,
+}
+
+/// `struct vas_label`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VasLabel {
+    /// NUL-terminated text.
+    pub label: [u8; VAS_LABEL_MAX],
+}
+
+/// `struct vas_store_label`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VasStoreLabel {
+    /// NUL-terminated name of the snapshot.
+    pub name: [u8; VAS_NAME_MAX],
+    /// NUL-terminated text.
+    pub label: [u8; VAS_LABEL_MAX],
+}
+
 /// `struct vas_guard`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -351,6 +385,8 @@ pub const VAS_IOC_STORE_LOAD: u32 = ioc(READ | WRITE, 0x06, size_of::<VasStoreLo
 pub const VAS_IOC_STORE_DELETE: u32 = ioc(WRITE, 0x07, size_of::<VasStoreDelete>());
 /// On a session: saves the state of a task for the case that its tracer dies.
 pub const VAS_IOC_GUARD: u32 = ioc(WRITE, 0x08, size_of::<VasGuard>());
+/// On a session: gives a snapshot in the store another label.
+pub const VAS_IOC_STORE_LABEL: u32 = ioc(WRITE, 0x09, size_of::<VasStoreLabel>());
 /// On a VAS file: shares a task's memory with it.
 pub const VAS_IOC_CAPTURE: u32 = ioc(READ | WRITE, 0x10, size_of::<VasCapture>());
 /// On a VAS file: shares its memory with a task.
@@ -363,3 +399,9 @@ pub const VAS_IOC_RANGES: u32 = ioc(READ | WRITE, 0x13, size_of::<VasRanges>());
 pub const VAS_IOC_DELETE: u32 = ioc(WRITE, 0x14, size_of::<VasDelete>());
 /// On a VAS file: turns it cold.
 pub const VAS_IOC_EVICT: u32 = ioc(READ | WRITE, 0x15, size_of::<VasEvict>());
+/// On a VAS file: its label.
+pub const VAS_IOC_GET_LABEL: u32 = ioc(READ, 0x16, size_of::<VasLabel>());
+/// On a VAS file: gives it another label.
+pub const VAS_IOC_SET_LABEL: u32 = ioc(WRITE, 0x17, size_of::<VasLabel>());
+/// On a VAS file: which of its pages are its own.
+pub const VAS_IOC_USAGE: u32 = ioc(READ, 0x18, size_of::<VasUsage>());

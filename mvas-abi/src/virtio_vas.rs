@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// The device id; not assigned by OASIS.
 pub const VIRTIO_VAS_DEVICE_ID: u32 = 0x8056;
 /// Version of the interface.
-pub const VIRTIO_VAS_VERSION: u32 = 1;
+pub const VIRTIO_VAS_VERSION: u32 = 2;
 /// Queue for everything but RELEASE.
 pub const VIRTIO_VAS_REQUESTQ: u32 = 0;
 /// Queue for RELEASE.
@@ -32,6 +32,8 @@ pub const VIRTIO_VAS_MAX_HANDLES: u32 = 64;
 pub const VIRTIO_VAS_MAX_META: u32 = 64;
 /// Longest name in bytes, with its NUL.
 pub const VIRTIO_VAS_NAME_MAX: usize = 128;
+/// Length of a label's field, with its NUL: UTF-8 without control characters.
+pub const VIRTIO_VAS_LABEL_MAX: usize = 1024;
 
 /// Request: a new draft.
 pub const VIRTIO_VAS_OP_CREATE: u32 = 1;
@@ -57,6 +59,8 @@ pub const VIRTIO_VAS_OP_CLOSE: u32 = 10;
 pub const VIRTIO_VAS_OP_LIST: u32 = 11;
 /// Request: removes a snapshot from the store.
 pub const VIRTIO_VAS_OP_DELETE: u32 = 12;
+/// Request: gives a draft or a complete snapshot its label.
+pub const VIRTIO_VAS_OP_LABEL: u32 = 13;
 
 /// Status: done.
 pub const VIRTIO_VAS_S_OK: u32 = 0;
@@ -89,11 +93,15 @@ pub const VIRTIO_VAS_KIND_PACKED: u32 = 1;
 /// [`VirtioVasMeta::magic`]: "VASM".
 pub const VIRTIO_VAS_META_MAGIC: u32 = 0x4d53_4156;
 /// [`VirtioVasMeta::version`].
-pub const VIRTIO_VAS_META_VERSION: u32 = 1;
+pub const VIRTIO_VAS_META_VERSION: u32 = 2;
 /// [`VirtioVasMetaVma::flags`]: accounted (VM_ACCOUNT).
 pub const VIRTIO_VAS_VMA_ACCOUNT: u32 = 1 << 0;
 /// [`VirtioVasMetaVma::flags`]: not reserved (VM_NORESERVE).
 pub const VIRTIO_VAS_VMA_NORESERVE: u32 = 1 << 1;
+/// [`VirtioVasMetaVma::flags`]: the kernel may drop its pages (VM_DROPPABLE); it has no runs.
+pub const VIRTIO_VAS_VMA_DROPPABLE: u32 = 1 << 2;
+/// [`VirtioVasMetaVma::flags`]: empty in a fork's child (VM_WIPEONFORK).
+pub const VIRTIO_VAS_VMA_WIPEONFORK: u32 = 1 << 3;
 
 /// A struct of the interface.
 macro_rules! wire {
@@ -158,6 +166,16 @@ wire! {
 }
 
 wire! {
+    /// `struct virtio_vas_label`.
+    VirtioVasLabel {
+        /// Name of a complete snapshot, zeroes after it; all zeroes for a draft.
+        name: [u8; VIRTIO_VAS_NAME_MAX],
+        /// The label, zeroes after it.
+        label: [u8; VIRTIO_VAS_LABEL_MAX],
+    }
+}
+
+wire! {
     /// `struct virtio_vas_map`: an entry of MAP.
     VirtioVasMap {
         /// Guest-physical address of a block.
@@ -196,6 +214,8 @@ wire! {
         bytes: U64,
         /// Zero.
         reserved: U64,
+        /// Text that whoever made it gave it, zeroes after it.
+        label: [u8; VIRTIO_VAS_LABEL_MAX],
     }
 }
 

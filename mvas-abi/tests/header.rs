@@ -82,7 +82,7 @@ fn vas() -> Mirror {
         pidfd, flags, vmas, pages, huge_pages, swap_pages, copied_pages, start, len,
     });
     check_struct!(m, VasAttach = "vas_attach" {
-        pidfd, flags, src, len, dst, vmas, pages, reserved,
+        pidfd, flags, src, len, dst, vmas, pages, snapshot,
     });
     check_struct!(m, VasStat = "vas_stat" {
         id, name, mode, uid, gid, state, created_ns, vmas, bytes, pages, huge_pages,
@@ -93,10 +93,13 @@ fn vas() -> Mirror {
     check_struct!(m, VasRanges = "vas_ranges" { start, ranges, count, reserved });
     check_struct!(m, VasDelete = "vas_delete" { flags, reserved });
     check_struct!(m, VasDrain = "vas_drain" { name, ids, count, flags, reserved });
+    check_struct!(m, VasUsage = "vas_usage" { own_pages, shared_pages });
+    check_struct!(m, VasLabel = "vas_label" { label });
+    check_struct!(m, VasStoreLabel = "vas_store_label" { name, label });
     check_struct!(m, VasGuard = "vas_guard" { tid, flags, addr, len, reserved });
     check_struct!(m, VasEvict = "vas_evict" { flags, reserved, pages });
     check_struct!(m, VasStoreSnapshot = "vas_store_snapshot" {
-        name, created_ns, meta_bytes, blocks, packed_pages, bytes, reserved,
+        name, created_ns, meta_bytes, blocks, packed_pages, bytes, reserved, label,
     });
     check_struct!(m, VasStoreList = "vas_store_list" {
         skip, snapshots, count, reserved, total,
@@ -107,6 +110,8 @@ fn vas() -> Mirror {
         m,
         VAS_ABI_VERSION,
         VAS_NAME_MAX,
+        VAS_LABEL_MAX,
+        VAS_ATTACH_CLONE,
         VAS_FEATURE_PAGEMAP_HIDE,
         VAS_FEATURE_STORE,
         VAS_ACCESS_READ,
@@ -131,6 +136,10 @@ fn vas() -> Mirror {
         VAS_IOC_STORE_LIST,
         VAS_IOC_STORE_LOAD,
         VAS_IOC_STORE_DELETE,
+        VAS_IOC_STORE_LABEL,
+        VAS_IOC_GET_LABEL,
+        VAS_IOC_SET_LABEL,
+        VAS_IOC_USAGE,
         VAS_GUARD_MAX,
         VAS_IOC_GUARD,
         VAS_IOC_CAPTURE,
@@ -156,8 +165,9 @@ fn virtio_vas() -> Mirror {
     check_struct!(m, VirtioVasMap = "virtio_vas_map" { gpa, index, kind });
     check_struct!(m, VirtioVasRange = "virtio_vas_range" { gpa, bytes });
     check_struct!(m, VirtioVasSnapshot = "virtio_vas_snapshot" {
-        name, created_ns, meta_bytes, blocks, packed_pages, bytes, reserved,
+        name, created_ns, meta_bytes, blocks, packed_pages, bytes, reserved, label,
     });
+    check_struct!(m, VirtioVasLabel = "virtio_vas_label" { name, label });
     check_struct!(m, VirtioVasMeta = "virtio_vas_meta" { magic, version, vases, reserved });
     check_struct!(m, VirtioVasMetaVas = "virtio_vas_meta_vas" {
         name, mode, vmas, runs, reserved,
@@ -181,6 +191,7 @@ fn virtio_vas() -> Mirror {
         VIRTIO_VAS_MAX_HANDLES,
         VIRTIO_VAS_MAX_META,
         VIRTIO_VAS_NAME_MAX,
+        VIRTIO_VAS_LABEL_MAX,
         VIRTIO_VAS_OP_CREATE,
         VIRTIO_VAS_OP_PUBLISH,
         VIRTIO_VAS_OP_COPY,
@@ -193,6 +204,7 @@ fn virtio_vas() -> Mirror {
         VIRTIO_VAS_OP_CLOSE,
         VIRTIO_VAS_OP_LIST,
         VIRTIO_VAS_OP_DELETE,
+        VIRTIO_VAS_OP_LABEL,
         VIRTIO_VAS_S_OK,
         VIRTIO_VAS_S_BAD_REQUEST,
         VIRTIO_VAS_S_BAD_RANGE,
@@ -210,6 +222,8 @@ fn virtio_vas() -> Mirror {
         VIRTIO_VAS_META_VERSION,
         VIRTIO_VAS_VMA_ACCOUNT,
         VIRTIO_VAS_VMA_NORESERVE,
+        VIRTIO_VAS_VMA_DROPPABLE,
+        VIRTIO_VAS_VMA_WIPEONFORK,
     );
     m
 }

@@ -1,23 +1,17 @@
 //! In-memory container snapshots: stock CRIU with a VAS plugin.
 //!
-//! [`device`] is `/dev/vas`; [`manifest`] ties a snapshot's tasks to their VASes
-//! and is shared by the plugin and the command; [`store`] is where snapshots are in
-//! this guest, [`stored`] ties it to the snapshot store outside; [`dump`] and
-//! [`restore`] are the two jobs. docs/VASCRIU.md tells how and why.
+//! [`device`] is `/dev/vas`; [`snapshot`] is the object that all is about; [`store`] is the
+//! way to the host's store; [`criu`] runs CRIU; [`clone`] makes many of one; [`cmd`] are the
+//! commands. docs/SNAPSHOT.md
+//! tells what a snapshot is, docs/VASCRIU.md how it is made.
 
-pub mod check;
+pub mod clone;
+pub mod cmd;
 pub mod criu;
 pub mod device;
-pub mod dump;
-pub mod manifest;
-pub mod name;
-pub mod options;
-pub mod orphans;
-pub mod pack;
+pub mod dropin;
+pub mod engine;
 pub mod process;
-pub mod report;
-pub mod rescue;
-pub mod restore;
-pub mod stats;
+pub mod snapshot;
 pub mod store;
-pub mod stored;
+pub mod text;

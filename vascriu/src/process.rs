@@ -8,6 +8,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::snapshot::id::SnapshotId;
+
 /// What can go wrong when asking about a task.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -53,16 +55,6 @@ fn nspid(status: &str) -> Option<Vpid> {
     line.split_whitespace().next_back()?.parse().ok().map(Vpid)
 }
 
-/// Field 22 of `/proc/PID/stat`; the command name before it may hold anything.
-fn start_time(stat: &str) -> Option<u64> {
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()
-}
-
 /// Whether SIGKILL is pending, by `/proc/PID/status`.
 fn kill_pending(status: &str) -> bool {
     let sets = ["SigPnd:", "ShdPnd:"];
@@ -77,17 +69,48 @@ fn kill_pending(status: &str) -> bool {
         .any(|set| set & kill != 0)
 }
 
-/// Field 9 of `/proc/PID/stat`, `PF_EXITING`.
+/// The PIDs of all processes that are seen from here.
+pub fn all() -> impl Iterator<Item = i32> {
+    let entries = Path::new("/proc").read_dir().into_iter().flatten();
+    entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+}
+
+/// The tracer that `/proc/PID/status` names.
+fn tracer_in(status: &str) -> Option<i32> {
+    let tracer = status.lines().find_map(|l| l.strip_prefix("TracerPid:"))?;
+    tracer.trim().parse().ok().filter(|&pid| pid != 0)
+}
+
+/// Whether another process traces the task.
+#[must_use]
+pub fn is_traced(pid: i32) -> bool {
+    tracer(pid).is_some()
+}
+
+/// The process that traces the task.
+#[must_use]
+pub fn tracer(pid: i32) -> Option<i32> {
+    tracer_in(&read(pid, "status").ok()?)
+}
+
+/// Field `number` of `/proc/PID/stat`, as proc(5) counts, from 3 on; the command name before
+/// may hold anything.
+fn field(stat: &str, number: usize) -> Option<u64> {
+    let rest = stat.rsplit_once(')')?.1;
+    rest.split_whitespace().nth(number - 3)?.parse().ok()
+}
+
+/// Whether `PF_EXITING` is among the flags.
 fn exiting(stat: &str) -> bool {
-    let flags = || {
-        stat.rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .nth(6)?
-            .parse::<u64>()
-            .ok()
-    };
-    flags().is_none_or(|f| f & 4 != 0)
+    field(stat, 9).is_none_or(|flags| flags & 4 != 0)
+}
+
+/// The status, as of wait(2), of a process that has ended and that nobody has waited for.
+#[must_use]
+pub fn exit_status(pid: i32) -> Option<u64> {
+    field(&read(pid, "stat").ok()?, 52)
 }
 
 /// Whether the task is gone or on its way: killed, though perhaps not yet dead.
@@ -119,6 +142,20 @@ pub fn comm(pid: i32) -> Result<String, Error> {
     Ok(read(pid, "comm")?.trim_end().to_owned())
 }
 
+/// The PID of the task's parent.
+///
+/// # Errors
+/// The task is gone.
+pub fn parent(pid: i32) -> Result<i32, Error> {
+    let stat = read(pid, "stat")?;
+    let parent = field(&stat, 4).and_then(|p| p.try_into().ok());
+    parent.ok_or(Error::Proc {
+        pid,
+        file: "stat",
+        what: "parent",
+    })
+}
+
 /// Whether the task was started with this argument.
 #[must_use]
 pub fn has_argument(pid: i32, argument: &Path) -> bool {
@@ -133,21 +170,28 @@ pub fn has_argument(pid: i32, argument: &Path) -> bool {
 /// # Errors
 /// The task is gone.
 pub fn started(pid: i32) -> Result<u64, Error> {
-    start_time(&read(pid, "stat")?).ok_or(Error::Proc {
+    field(&read(pid, "stat")?, 22).ok_or(Error::Proc {
         pid,
         file: "stat",
         what: "start time",
     })
 }
 
-/// Which boot of which machine this is.
-///
-/// # Errors
-/// `/proc` is not mounted.
-pub fn boot_id() -> Result<String, Error> {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|s| s.trim_end().to_owned())
-        .map_err(|e| Error::Io("reading the boot id".into(), e))
+/// `snapshot:` in `/proc/PID/vas`; zeroes are none.
+fn snapshot(vas: &str) -> Option<SnapshotId> {
+    let id: SnapshotId = vas
+        .lines()
+        .find_map(|l| l.strip_prefix("snapshot:"))?
+        .trim()
+        .parse()
+        .ok()?;
+    (id.bytes() != [0; 16]).then_some(id)
+}
+
+/// The snapshot that the task's memory was restored from, if it was.
+#[must_use]
+pub fn restored_from(pid: i32) -> Option<SnapshotId> {
+    snapshot(&read(pid, "vas").ok()?)
 }
 
 /// A handle to one process that no other can be mistaken for.
@@ -185,6 +229,17 @@ impl PidFd {
         // SAFETY: `poll` is one live pollfd.
         let ret = unsafe { libc::poll(&raw mut poll, 1, 0) };
         ret == 1
+    }
+
+    /// Waits until the process is dead.
+    pub fn wait(&self) {
+        let mut poll = libc::pollfd {
+            fd: self.0.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: `poll` is one live pollfd. A signal interrupts it: then it is tried again.
+        while unsafe { libc::poll(&raw mut poll, 1, -1) } < 0 {}
     }
 
     /// Sends `signal`; a dead process is no error.
@@ -226,10 +281,22 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_never_was_restored_is_from_no_snapshot() {
+        let id = "0123456789abcdef0123456789abcdef";
+        let found = snapshot(&format!("snapshot:\t{id}\ngeneration:\t1f\n"));
+        assert_eq!(found, id.parse().ok());
+        assert_eq!(
+            snapshot(&format!("snapshot:\t{}\ngeneration:\t0\n", "0".repeat(32))),
+            None
+        );
+        assert_eq!(snapshot(""), None);
+    }
+
+    #[test]
     fn the_start_time_is_found_behind_any_command_name() {
         let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 99";
-        assert_eq!(start_time(stat), Some(4242));
-        assert_eq!(start_time("7 no parenthesis"), None);
+        assert_eq!(field(stat, 22), Some(4242));
+        assert_eq!(field("7 no parenthesis", 22), None);
     }
 
     #[test]
@@ -244,6 +311,13 @@ mod tests {
         assert!(!exiting("7 (a) S 1 7 7 0 -1 4194560 1"));
         assert!(!is_ending(std::process::id().cast_signed()));
         assert!(is_ending(i32::MAX));
+    }
+
+    #[test]
+    fn a_tracer_is_seen() {
+        assert_eq!(tracer_in("Pid:\t7\nTracerPid:\t12\n"), Some(12));
+        assert_eq!(tracer_in("Pid:\t7\nTracerPid:\t0\n"), None);
+        assert_eq!(tracer_in(""), None);
     }
 
     #[test]

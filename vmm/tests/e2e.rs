@@ -17,6 +17,8 @@
 mod churn;
 #[path = "e2e/commands.rs"]
 mod commands;
+#[path = "e2e/engines.rs"]
+mod engines;
 #[path = "e2e/host.rs"]
 mod host;
 #[path = "e2e/lifecycle.rs"]

@@ -1,21 +1,18 @@
 //! Many copies of one snapshot, in one microVM and over several: what host memory they take.
 
-use std::fs::{self, File};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::fs;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::copies::Room;
 use crate::guest::Step;
 use crate::host::{Scratch, Vm, settled_bytes};
 use crate::procfs::outer_pid;
 use crate::stats::median;
-use crate::subject::{self, DIR, Subject, in_new_session};
+use crate::subject::{self, Subject};
 use crate::table;
 use crate::vas;
 use crate::workload::Pages;
@@ -160,9 +157,6 @@ pub fn store(size_mib: usize, name: &str) -> Result<i32> {
     Ok(pid)
 }
 
-/// How long one restore may take.
-const PATIENCE: Duration = Duration::from_secs(300);
-
 /// What `vascriu restore --json` tells, as far as it is used here.
 #[derive(Debug, Deserialize)]
 struct Report {
@@ -175,9 +169,7 @@ struct Report {
 /// # Errors
 /// When one is not restored.
 pub fn start(name: &str, pid: i32, count: usize) -> Result<Started> {
-    let restore_ms = (0..count)
-        .map(|number| start_one(name, number))
-        .collect::<Result<_>>()?;
+    let restore_ms = (0..count).map(|_| start_one(name)).collect::<Result<_>>()?;
     let mut copies = of(pid)?;
     ensure!(
         copies.len() == count,
@@ -194,36 +186,12 @@ pub fn start(name: &str, pid: i32, count: usize) -> Result<Started> {
     })
 }
 
-/// Restores one copy below an init of its own, which stays.
-fn start_one(name: &str, number: usize) -> Result<f64> {
-    let report = Path::new(DIR).join(format!("copy-{number}"));
-    let script = format!("vascriu restore {name} -d --json && exec sleep infinity");
-    let mut command = Command::new("unshare");
-    command
-        .args(["--pid", "--fork", "--mount-proc", "sh", "-c", &script])
-        .stdin(Stdio::null())
-        .stdout(File::create(&report)?);
-    let mut init = in_new_session(&mut command)
-        .spawn()
-        .context("cannot run unshare")?;
-    let restored = wait_for_report(&report, &mut init);
-    fs::remove_file(&report)?;
-    Ok(restored?.restore_ms)
-}
-
-fn wait_for_report(report: &Path, init: &mut Child) -> Result<Report> {
-    let begun = Instant::now();
-    while begun.elapsed() < PATIENCE {
-        let text = fs::read_to_string(report)?;
-        if text.ends_with('\n') {
-            return serde_json::from_str(&text).with_context(|| format!("vascriu wrote {text}"));
-        }
-        if let Some(status) = init.try_wait()? {
-            bail!("vascriu did not restore a copy ({status})");
-        }
-        sleep(Duration::from_millis(5));
-    }
-    bail!("vascriu does not restore a copy");
+/// Restores one copy.
+fn start_one(name: &str) -> Result<f64> {
+    let said = Room::restore(&vas::restoring(name))?.said;
+    let report: Report =
+        serde_json::from_str(&said).with_context(|| format!("vascriu wrote {said}"))?;
+    Ok(report.restore_ms)
 }
 
 /// Counts the pages of all copies that do not hold what was written to them; the guest half.

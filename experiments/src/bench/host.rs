@@ -6,7 +6,7 @@ use super::clones::{self, Plan as Clones};
 use super::drain;
 use super::remap::{self, Remap};
 use super::samples::{Plan, Sample};
-use super::{Report, Stored, summarize, verify};
+use super::{Report, SCALING_MIB, Stored, summarize, verify};
 use crate::checks;
 use crate::guest::Step;
 use crate::host::{Machine, Scratch, Vm};
@@ -19,6 +19,8 @@ pub struct Bench {
     pub samples: Plan,
     /// Over several.
     pub clones: Clones,
+    /// How many in one guest, one after the other.
+    pub scaling: usize,
     /// Memory that is drained and remapped, in MiB.
     pub drain_mib: usize,
     /// The first microVM.
@@ -52,6 +54,7 @@ impl Bench {
                 copies: if quick { 4 } else { 8 },
                 vms: if quick { 2 } else { 4 },
             },
+            scaling: if quick { 20 } else { 100 },
             samples,
             machine,
             other_mem: "2G".into(),
@@ -85,6 +88,10 @@ impl Bench {
         let samples: Vec<Sample> = vms[0].ask(&Step::Samples(self.samples.clone()))?;
         verify(&samples)?;
         let drain = drain::measure(&vms[0], &store, self.drain_mib, self.samples.rounds)?;
+        let scaling = vms[0].ask(&Step::DemoClones {
+            size_mib: SCALING_MIB,
+            count: self.scaling,
+        })?;
         for number in 2..=self.clones.vms {
             let machine = Machine {
                 mem: self.other_mem.clone(),
@@ -105,6 +112,7 @@ impl Bench {
             rows: stored,
             drain,
             clones,
+            scaling,
             remap,
         };
         Ok(Report {
@@ -127,6 +135,7 @@ mod tests {
         let machine = Machine {
             mem: "8G".into(),
             cpus: 1,
+            image: None,
             disk: None,
         };
         Bench::new(samples, false, machine)

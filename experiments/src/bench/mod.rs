@@ -14,11 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use self::samples::Sample;
 use crate::checks::Check;
+use crate::demo::clones::Clones;
 use crate::stats::{median, range};
 use crate::system::System;
 use crate::table;
 use crate::times::Times;
 use crate::workload::Pages;
+
+/// Memory of the process of which there are very many copies: so little that what each copy
+/// takes beside it is seen.
+const SCALING_MIB: usize = 16;
 
 /// The medians of a size, pages and system.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +56,8 @@ pub struct Stored {
     pub drain: drain::Report,
     /// Many copies of one snapshot.
     pub clones: Vec<clones::Row>,
+    /// Very many copies of a small process, one after the other, in one guest.
+    pub scaling: Clones,
     /// The device alone.
     pub remap: Vec<remap::Remap>,
 }
@@ -75,6 +82,7 @@ impl Report {
             render(&all),
             drain::render(&self.store.drain),
             clones::render(&self.store.clones),
+            self.store.scaling.render_scaling(SCALING_MIB),
             remap::render(&self.store.remap),
         ]
         .join("\n");
@@ -273,6 +281,7 @@ mod tests {
                     copy_ms: 1.0,
                 },
                 clones: vec![],
+                scaling: Clones::default(),
                 remap: vec![],
             },
         })

@@ -1,6 +1,5 @@
 //! One process after the other, each dumped and restored by one of the systems: the guest half.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -8,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest;
 use crate::procfs::cpu_of_kernel_workers;
-use crate::subject::{DIR, Subject};
+use crate::subject::Subject;
 use crate::system::{Snapshot, System, ms};
 use crate::table;
 use crate::times::Times;
@@ -85,20 +84,12 @@ pub fn run(plan: &Plan) -> Result<Vec<Sample>> {
     Ok(samples)
 }
 
-fn snapshot(system: System) -> Snapshot {
-    match system {
-        System::Vascriu => Snapshot::Vas("bench".into()),
-        System::VascriuStore => Snapshot::Stored("bench".into()),
-        System::CriuTmpfs | System::CriuDisk => Snapshot::Stock(Path::new(DIR).join("images")),
-    }
-}
-
 /// One measurement: a new process, its dump and its restore.
 ///
 /// # Errors
 /// When one of them fails.
 pub fn measure(system: System, size_mib: usize, pages: Pages) -> Result<Sample> {
-    let snapshot = snapshot(system);
+    let snapshot = Snapshot::new(system, "bench")?;
     let mut subject = Subject::start(size_mib, pages)?;
     let workers_before = cpu_of_kernel_workers()?;
     let dump = snapshot.dump(subject.pid)?;

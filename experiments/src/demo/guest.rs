@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -11,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Run;
 use crate::criu::timed;
-use crate::redis::{self, Client, State};
+use crate::redis::{self, State, difference, load};
 use crate::subject::{DIR, use_high_pids};
 use crate::system::{Snapshot, System, ms};
 use crate::times::Times;
@@ -137,41 +136,6 @@ pub fn again(expected: &State) -> Result<Restored> {
         memory_restore_ms: ms(restore.memory),
         differs,
     })
-}
-
-fn load(size_mib: usize) -> Result<State> {
-    let begun = Instant::now();
-    let mut client = Client::connect()?;
-    let mut told = 0;
-    client.load(size_mib, 2019, |mib| {
-        if mib >= told + 128 {
-            told = mib;
-            eprintln!(
-                "loading Redis: {mib} of {size_mib} MiB, {} s",
-                begun.elapsed().as_secs()
-            );
-        }
-    })?;
-    eprintln!(
-        "loading Redis: done in {} s; taking the digest of its data",
-        begun.elapsed().as_secs()
-    );
-    client.state()
-}
-
-/// What Redis holds differently from `expected`, or does not do any more.
-fn difference(expected: &State) -> Result<Option<String>> {
-    let mut client = Client::connect().context("after the restore")?;
-    if let Err(error) = client.write_and_read() {
-        return Ok(Some(format!("{error:#}")));
-    }
-    let now = client.state()?;
-    Ok((now != *expected).then(|| {
-        format!(
-            "{} keys with digest {} before, {} keys with digest {} after the restore",
-            expected.keys, expected.digest, now.keys, now.digest
-        )
-    }))
 }
 
 /// Writes the files in `dir` to the disk and drops them from the page cache, so

@@ -1,6 +1,9 @@
 //! The demo: a loaded Redis, dumped and restored by each system, with proof that
-//! it holds the same data; then once more from the snapshot store, in another microVM.
+//! it holds the same data; from the snapshot store, in another microVM; as many copies of a
+//! process; and in a Docker container.
 
+pub mod clones;
+pub mod docker;
 pub mod guest;
 pub mod host;
 
@@ -10,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::system::System;
 use crate::table;
 use crate::times::Times;
+use clones::Clones;
+use docker::DockerRun;
 
 /// One dump and restore.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,13 +63,18 @@ pub struct Report {
     pub runs: Vec<Run>,
     /// From one microVM to another.
     pub second_vm: SecondVm,
+    /// In a Docker container, one per system.
+    pub docker: Vec<DockerRun>,
+    /// Many copies of one snapshot.
+    pub clones: Clones,
 }
 
 impl Report {
     /// What differs after a restore.
     ///
     /// # Errors
-    /// Names every restore after which Redis held other data.
+    /// Names every restore after which Redis held other data, and copies that are not
+    /// what they should be.
     pub fn verify(&self) -> Result<()> {
         let wrong = |name: String, equal: bool, differs: &Option<String>| {
             let differs = differs.as_deref().unwrap_or("other data");
@@ -79,7 +89,12 @@ impl Report {
                 second.data_equal,
                 &second.differs,
             )])
+            .chain(self.docker.iter().map(|r| {
+                let name = format!("{} in Docker", r.system);
+                wrong(name, r.data_equal, &r.differs)
+            }))
             .flatten()
+            .chain(self.clones.wrong())
             .collect();
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
         Ok(())
@@ -144,7 +159,7 @@ impl Report {
     }
 }
 
-fn yes_or_no(equal: bool) -> String {
+pub(crate) fn yes_or_no(equal: bool) -> String {
     if equal { "yes" } else { "NO" }.to_owned()
 }
 
@@ -175,6 +190,21 @@ mod tests {
                 run(System::Vascriu, 100.0, differs),
             ],
             second_vm: second(None),
+            docker: vec![DockerRun {
+                system: System::Vascriu,
+                checkpoint_ms: 900.0,
+                start_ms: 700.0,
+                data_equal: true,
+                differs: None,
+            }],
+            clones: Clones {
+                n: 20,
+                ms_each: 300.0,
+                each_ms: vec![300.0; 20],
+                memory_each_bytes: 1 << 20,
+                randomness_distinct: true,
+                bad_pages: 0,
+            },
         }
     }
 
@@ -214,6 +244,18 @@ mod tests {
     }
 
     #[test]
+    fn copies_that_share_their_randomness_are_an_error() {
+        let mut report = report(None);
+        report.clones.randomness_distinct = false;
+        report.docker[0].data_equal = false;
+        let error = report.verify().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "vascriu in Docker: other data\nclones: two of them drew the same random number"
+        );
+    }
+
+    #[test]
     fn the_table_compares_with_stock_criu_on_tmpfs() {
         let table = report(None).render();
         let lines: Vec<&str> = table.lines().collect();
@@ -245,5 +287,13 @@ mod tests {
             assert!(run[name].is_f64(), "{name}");
         }
         assert_eq!(json["second_vm"]["data_equal"], true);
+        assert_eq!(json["docker"][0]["system"], "vascriu");
+        assert_eq!(json["docker"][0]["checkpoint_ms"], 900.0);
+        assert_eq!(json["docker"][0]["start_ms"], 700.0);
+        assert_eq!(json["docker"][0]["data_equal"], true);
+        assert_eq!(json["clones"]["n"], 20);
+        assert_eq!(json["clones"]["ms_each"], 300.0);
+        assert_eq!(json["clones"]["memory_each_bytes"], 1 << 20);
+        assert_eq!(json["clones"]["randomness_distinct"], true);
     }
 }

@@ -22,6 +22,8 @@ pub struct Machine {
     pub mem: String,
     /// Number of its vCPUs.
     pub cpus: u32,
+    /// The flavor of its image, if not the default.
+    pub image: Option<&'static str>,
     /// An empty raw disk to give it, and its size in bytes.
     pub disk: Option<(PathBuf, u64)>,
 }
@@ -56,6 +58,9 @@ impl Vm {
             .args(["--cpus", &machine.cpus.to_string()])
             .args(["--grant", "all", "--store"])
             .arg(store.path());
+        if let Some(image) = machine.image {
+            command.args(["--image", image]);
+        }
         if let Some((path, bytes)) = &machine.disk {
             make_parent(path)?;
             File::create(path)

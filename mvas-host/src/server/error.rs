@@ -75,7 +75,7 @@ impl ServerError {
             Self::Limit => Status::Limit,
             Self::Host { .. } | Self::Stopped => Status::Host,
             Self::Store(error) => match error {
-                StoreError::Name(_) => Status::BadRequest,
+                StoreError::Name(_) | StoreError::Label => Status::BadRequest,
                 StoreError::NotFound(_) => Status::NotFound,
                 StoreError::Exists(_) | StoreError::Drafted(_) => Status::Exists,
                 StoreError::Limit { .. } | StoreError::Full(_) => Status::NoSpace,

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mvas_abi::virtio_vas::{VIRTIO_VAS_MAX_BYTES, VIRTIO_VAS_MAX_META, VirtioVasSnapshot};
 use zerocopy::IntoBytes;
 
-use crate::store::{Head, SnapshotName, StoreError, StoreRun};
+use crate::store::{Head, Label, SnapshotName, StoreError, StoreRun};
 use handles::{Handles, MAX_META, Open, OpenDraft};
 use request::{Handle, Request};
 use table::BlockTable;
@@ -36,7 +36,7 @@ pub use error::{ServerError, Status};
 pub use memory::{BLOCK, GuestBlock, GuestMapping, GuestPage, PAGE, RamRange, Sharing};
 pub use metrics::ServerMetrics;
 
-/// Which snapshots of the store a guest may see, open and delete.
+/// Which snapshots of the store a guest may see, open, label and delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grant {
     /// Those that a VM of the same name made.
@@ -155,6 +155,11 @@ impl Server {
             Request::Close(handle) => self.close(handle),
             Request::List(skip) => self.list(skip, call),
             Request::Delete(name, created_ns) => self.delete(&name, created_ns),
+            Request::LabelDraft(handle, label) => self.with_draft(handle, |draft| {
+                draft.draft.label = label;
+                Ok(())
+            }),
+            Request::LabelComplete(name, label) => self.label(&name, &label),
         }
     }
 
@@ -193,7 +198,7 @@ impl Server {
             return Err(ServerError::NotGranted);
         }
         let snapshot = opened?;
-        let described = describe(&snapshot);
+        let described = describe(&snapshot, snapshot.label());
         if call.room < size_of_val(&described) {
             return Err(ServerError::BadRequest("there is no room for the answer"));
         }
@@ -229,16 +234,26 @@ impl Server {
     }
 
     fn list(&self, skip: u64, call: &mut Call<'_>) -> Result<(), ServerError> {
-        let mut heads = self.run.store().heads()?;
-        heads.retain(|head| self.is_granted(head));
         let most = call.room.min(VIRTIO_VAS_MAX_BYTES as usize) / size_of::<VirtioVasSnapshot>();
-        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        for head in heads.iter().skip(skip).take(most) {
-            call.answer.payload.extend(describe(head).as_bytes());
-            call.answer.done += 1;
+        let shown = skip..skip.saturating_add(most as u64);
+        let mut granted = 0;
+        let listed = self.run.store().labelled(|head| {
+            let is_shown = self.is_granted(head) && shown.contains(&granted);
+            granted += u64::from(self.is_granted(head));
+            is_shown
+        })?;
+        for (head, label) in &listed {
+            let described = describe(head, label);
+            call.answer.payload.extend(described.as_bytes());
         }
-        call.answer.value = heads.len() as u64;
+        call.answer.done = listed.len() as u64;
+        call.answer.value = granted;
         Ok(())
+    }
+
+    fn label(&self, name: &SnapshotName, label: &Label) -> Result<(), ServerError> {
+        let store = self.run.store();
+        Ok(store.set_label(name, label, |head| self.is_granted(head))?)
     }
 
     fn delete(&self, name: &SnapshotName, created_ns: u64) -> Result<(), ServerError> {
@@ -309,22 +324,27 @@ impl Call<'_> {
     }
 }
 
-fn describe(head: &Head) -> VirtioVasSnapshot {
-    let mut name = [0; _];
-    // Longer there is none.
-    for (to, from) in name.iter_mut().zip(head.name.as_str().bytes()) {
-        *to = from;
-    }
+fn describe(head: &Head, label: &Label) -> VirtioVasSnapshot {
     let blocks = head.blocks.len();
     VirtioVasSnapshot {
-        name,
+        name: padded(head.name.as_str()),
         created_ns: head.created_ns.into(),
         meta_bytes: head.meta_bytes.into(),
         blocks: blocks.into(),
         packed_pages: head.packed_pages.into(),
         bytes: ((blocks + head.packed.len()) * BLOCK).into(),
         reserved: 0.into(),
+        label: padded(label.as_str()),
     }
+}
+
+/// Text with zeroes after it. Names and labels are always shorter than their fields.
+fn padded<const N: usize>(text: &str) -> [u8; N] {
+    let mut field = [0; N];
+    for (to, from) in field.iter_mut().zip(text.bytes()) {
+        *to = from;
+    }
+    field
 }
 
 /// Locks; what a panic left is used as it is, for each field is valid by itself.

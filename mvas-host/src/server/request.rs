@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::error::ServerError;
 use super::memory::{BLOCK, GuestBlock, GuestPage};
-use crate::store::SnapshotName;
+use crate::store::{Label, SnapshotName};
 
 /// Names an open snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +71,10 @@ pub enum Request<'a> {
     List(u64),
     /// Removes a snapshot; unless 0, only one that was created then.
     Delete(SnapshotName, u64),
+    /// Gives a draft its label.
+    LabelDraft(Handle, Label),
+    /// Gives a complete snapshot another label.
+    LabelComplete(SnapshotName, Label),
 }
 
 /// Reads a request and its payload.
@@ -131,6 +135,7 @@ pub fn decode(bytes: &[u8]) -> Result<Request<'_>, ServerError> {
         VIRTIO_VAS_OP_FETCH => no_payload(payload, Request::Fetch(handle, arg)),
         VIRTIO_VAS_OP_CLOSE => no_payload(payload, Request::Close(handle)),
         VIRTIO_VAS_OP_LIST => no_payload(payload, Request::List(arg)),
+        VIRTIO_VAS_OP_LABEL => label(payload, handle),
         _ => Err(BadRequest("there is no such operation")),
     }
 }
@@ -166,21 +171,39 @@ where
 }
 
 fn name(payload: &[u8]) -> Result<SnapshotName, ServerError> {
-    let bad = ServerError::BadRequest("it does not have a name with zeroes after it");
-    let Ok(VirtioVasName { name }) = VirtioVasName::read_from_bytes(payload) else {
-        return Err(bad);
-    };
-    let Ok(text) = CStr::from_bytes_until_nul(&name) else {
-        return Err(bad);
-    };
-    let text = text.to_bytes();
-    if name[text.len()..].iter().any(|byte| *byte != 0) {
-        return Err(bad);
-    }
-    std::str::from_utf8(text)
+    let named = VirtioVasName::read_from_bytes(payload)
+        .map_err(|_| ServerError::BadRequest("its length is not that of a name"))?;
+    snapshot_name(&named.name)
+}
+
+fn snapshot_name(field: &[u8]) -> Result<SnapshotName, ServerError> {
+    padded(field)?
+        .parse()
+        .map_err(|_| ServerError::BadRequest("a snapshot cannot have that name"))
+}
+
+/// Text with zeroes after it, one at least.
+fn padded(field: &[u8]) -> Result<&str, ServerError> {
+    CStr::from_bytes_until_nul(field)
         .ok()
-        .and_then(|text| text.parse().ok())
-        .ok_or(ServerError::BadRequest("a snapshot cannot have that name"))
+        .filter(|text| field[text.to_bytes().len()..].iter().all(|byte| *byte == 0))
+        .and_then(|text| text.to_str().ok())
+        .ok_or(ServerError::BadRequest(
+            "a text is no UTF-8 with zeroes after it",
+        ))
+}
+
+fn label<'a>(payload: &[u8], handle: Handle) -> Result<Request<'a>, ServerError> {
+    let VirtioVasLabel { name, label } = VirtioVasLabel::ref_from_bytes(payload)
+        .map_err(|_| ServerError::BadRequest("its length is not that of a label"))?;
+    let label = padded(label)?
+        .parse()
+        .map_err(|_| ServerError::BadRequest("a label has no control characters"))?;
+    match handle {
+        Handle(0) => Ok(Request::LabelComplete(snapshot_name(name)?, label)),
+        _ if name.iter().all(|byte| *byte == 0) => Ok(Request::LabelDraft(handle, label)),
+        _ => Err(ServerError::BadRequest("it names a draft and a snapshot")),
+    }
 }
 
 fn blocks(payload: &[u8], count: u32) -> Result<Vec<GuestBlock>, ServerError> {
@@ -257,7 +280,7 @@ mod tests {
     use zerocopy::IntoBytes;
 
     use super::super::error::Status;
-    use super::super::test_utils::{name_field, request};
+    use super::super::test_utils::{label_field, name_field, request};
     use super::*;
 
     fn status(bytes: &[u8]) -> Status {
@@ -314,7 +337,18 @@ mod tests {
             ),
             (request(10, 0, 7, 0, &[]), Request::Close(Handle(7))),
             (request(11, 0, 0, 9, &[]), Request::List(9)),
-            (request(12, 0, 0, 9, &named), Request::Delete(name, 9)),
+            (
+                request(12, 0, 0, 9, &named),
+                Request::Delete(name.clone(), 9),
+            ),
+            (
+                request(13, 0, 7, 0, &label_field("", "{}")),
+                Request::LabelDraft(Handle(7), "{}".parse().unwrap()),
+            ),
+            (
+                request(13, 0, 0, 0, &label_field("db", "")),
+                Request::LabelComplete(name, Label::default()),
+            ),
         ];
         for (bytes, expected) in cases {
             assert_eq!(decode(&bytes).unwrap(), expected);
@@ -347,7 +381,9 @@ mod tests {
             request(9, 0, 1, 0, &[]),
             request(11, 0, 1, 0, &[]),
             request(0, 0, 0, 0, &[]),
-            request(13, 0, 0, 0, &[]),
+            request(13, 1, 1, 0, &label_field("", "x")),
+            request(13, 0, 1, 1, &label_field("", "x")),
+            request(14, 0, 0, 0, &[]),
         ] {
             assert_eq!(status(&bytes), Status::BadRequest);
         }
@@ -395,6 +431,37 @@ mod tests {
     }
 
     #[test]
+    fn a_label_is_text_with_zeroes_after_it_of_a_draft_or_of_a_named_snapshot() {
+        let padded_with = |at: usize, byte| {
+            let mut field = label_field("", "x");
+            field[at] = byte;
+            field
+        };
+        let (name, label) = (0, VIRTIO_VAS_NAME_MAX);
+        for (handle, payload) in [
+            (1, label_field("db", "x")),
+            (0, label_field("", "x")),
+            (0, label_field("../db", "x")),
+            (1, padded_with(name + 127, 1)),
+            (1, padded_with(label + 1023, b'x')),
+            (1, padded_with(label, 0xff)),
+            (1, padded_with(label, 0xed)),
+            (1, label_field("", "a\nb")),
+            (1, label_field("", "\x1b[2J")),
+            (1, label_field("", "\x7f")),
+            (1, label_field("", "\u{9b}2J")),
+            (1, label_field("", &"x".repeat(1024))),
+        ] {
+            let bytes = request(13, 0, handle, 0, &payload);
+            assert_eq!(status(&bytes), Status::BadRequest, "{handle} {payload:?}");
+        }
+        for (handle, name, label) in [(0, "db", "größe"), (1, "", &"x".repeat(1023))] {
+            let bytes = request(13, 0, handle, 0, &label_field(name, label));
+            assert_eq!(status(&bytes), Status::Ok, "{label}");
+        }
+    }
+
+    #[test]
     fn too_many_entries_or_bytes_are_refused() {
         let most = VIRTIO_VAS_MAX_ENTRIES;
         let addresses =
@@ -421,7 +488,7 @@ mod tests {
         /// Nonsense is refused without a panic; what is taken keeps what its type promises.
         #[test]
         fn any_bytes_are_a_request_or_an_error(
-            op in 0u32..14, count in 0u32..4, handle in 0u64..2, arg in 0u64..2,
+            op in 0u32..15, count in 0u32..4, handle in 0u64..2, arg in 0u64..2,
             numbers in proptest::collection::vec(prop_oneof![
                 (0u64..4).prop_map(|i| i * BLOCK), (0u64..4).prop_map(|i| i * 4096), any::<u64>(),
             ], 0..8),

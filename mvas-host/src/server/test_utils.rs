@@ -65,3 +65,11 @@ pub fn name_field(name: &str) -> Vec<u8> {
     field.resize(128, 0);
     field
 }
+
+/// The payload of LABEL.
+pub fn label_field(name: &str, label: &str) -> Vec<u8> {
+    let mut field = name_field(name);
+    field.extend(label.as_bytes());
+    field.resize(128 + 1024, 0);
+    field
+}

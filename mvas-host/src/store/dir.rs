@@ -14,7 +14,7 @@ use super::error::failed;
 use super::id::{RunId, SnapshotName};
 
 const VERSION: &str = "mvas-store 1\n";
-const FOLDERS: [&str; 4] = ["ram", "uses", "snapshots", "drafts"];
+pub(super) const FOLDERS: [&str; 5] = ["ram", "uses", "snapshots", "drafts", "labels"];
 
 /// A directory that has been checked. Nobody but us can change what is in it.
 #[derive(Debug)]
@@ -124,6 +124,14 @@ impl StoreDir {
 
     pub fn manifest(&self, name: &SnapshotName) -> PathBuf {
         self.0.join(format!("snapshots/{name}.snap"))
+    }
+
+    pub fn labels(&self) -> PathBuf {
+        self.0.join("labels")
+    }
+
+    pub fn label(&self, name: &SnapshotName) -> PathBuf {
+        self.0.join(format!("labels/{name}"))
     }
 }
 

@@ -19,12 +19,13 @@ use super::catalog::Catalog;
 use super::error::failed;
 use super::extent::{BLOCK, Extent, ExtentList};
 use super::id::SnapshotName;
+use super::label::Label;
 use super::manifest::{self, Head, Manifest, ManifestError};
 use super::{Locked, PAGES, StoreError, StoreRun, catalog, meta};
 use crate::locked::open_locked;
 use crate::range::FileRange;
 
-/// A snapshot in the making: blocks, packed pages, metadata. Dropping it gives it up.
+/// A snapshot in the making: blocks, packed pages, metadata, label. Dropping it gives it up.
 ///
 /// Its name is taken for as long as its file `drafts/NAME` is locked; what that file says is
 /// how much room it keeps.
@@ -41,6 +42,8 @@ pub struct Draft {
     pub packed_pages: u64,
     /// The metadata so far.
     pub meta: Vec<u8>,
+    /// The label that the snapshot will have.
+    pub label: Label,
 }
 
 impl Draft {
@@ -64,6 +67,7 @@ impl Draft {
             packed: Vec::new(),
             packed_pages: 0,
             meta: Vec::new(),
+            label: Label::default(),
         };
         draft.note_reserved(0)?;
         Ok(draft)
@@ -135,8 +139,9 @@ impl Draft {
         })?;
         let locked = self.run.store().lock()?;
         self.check_room(&locked, &head, bytes.len() as u64)?;
-        locked.link_manifest(&self.name, &bytes)?;
+        locked.complete(&self.name, &self.label, &bytes)?;
         drop(locked);
+        let label = mem::take(&mut self.label);
         let manifest = Manifest {
             head: Arc::new(head),
             meta: mem::take(&mut self.meta).into(),
@@ -146,7 +151,7 @@ impl Draft {
         self.reserved = 0;
         // The name is the snapshot's now; this room is its own.
         let _ = self.note_reserved(0);
-        Ok(OpenSnapshot::new(&self.run, manifest, held))
+        Ok(OpenSnapshot::new(&self.run, manifest, label, held))
     }
 
     fn head(&self) -> Result<Head, StoreError> {
@@ -234,6 +239,23 @@ impl Locked<'_> {
         Ok(bytes)
     }
 
+    /// Makes a snapshot: with its manifest it is there. Its label comes first; where that is
+    /// all, the next sweep removes it.
+    fn complete(
+        &self,
+        name: &SnapshotName,
+        label: &Label,
+        manifest: &[u8],
+    ) -> Result<(), StoreError> {
+        if catalog::open(&self.dir().manifest(name))?.is_some() {
+            return Err(StoreError::Exists(name.clone())); // and keeps its label
+        }
+        self.put_label(name, label)?;
+        self.link_manifest(name, manifest).inspect_err(|_| {
+            let _ = fs::remove_file(self.dir().label(name));
+        })
+    }
+
     /// Writes a manifest: it is there whole, or not at all, and never over another.
     fn link_manifest(&self, name: &SnapshotName, bytes: &[u8]) -> Result<(), StoreError> {
         let (folder, path) = (self.dir().snapshots(), self.dir().manifest(name));
@@ -268,16 +290,23 @@ fn unnamed_file(folder: &Path) -> Result<File, StoreError> {
 pub struct OpenSnapshot {
     run: StoreRun,
     manifest: Manifest,
+    label: Label,
     held: Vec<Extent>,
 }
 
 impl OpenSnapshot {
-    pub(super) fn new(run: &StoreRun, manifest: Manifest, held: Vec<Extent>) -> Self {
+    pub(super) fn new(run: &StoreRun, manifest: Manifest, label: Label, held: Vec<Extent>) -> Self {
         Self {
             run: run.clone(),
             manifest,
+            label,
             held,
         }
+    }
+
+    /// The label that it had when it was opened.
+    pub fn label(&self) -> &Label {
+        &self.label
     }
 
     /// What is in it.

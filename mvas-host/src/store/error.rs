@@ -23,6 +23,9 @@ pub enum StoreError {
     /// Text that cannot name a VM.
     #[error("{0:?} cannot name a VM in the store: use 1 to 127 bytes without NUL")]
     VmName(String),
+    /// Text that cannot be a label.
+    #[error("a snapshot's label has at most 1023 bytes of text without control characters")]
+    Label,
     /// Text that is no run ID.
     #[error("{0:?} is not the ID of a VM run: those have 16 hexadecimal digits")]
     RunId(String),

@@ -255,7 +255,7 @@ mod tests {
     }
 
     fn empty_meta() -> Vec<u8> {
-        [0x4d53_4156u32, 1, 0, 0]
+        [0x4d53_4156u32, 2, 0, 0]
             .iter()
             .flat_map(|v| v.to_le_bytes())
             .collect()

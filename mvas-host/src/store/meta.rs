@@ -6,7 +6,8 @@ use std::ffi::CStr;
 use mvas_abi::virtio_vas::{
     VIRTIO_VAS_BLOCK_PAGES, VIRTIO_VAS_KIND_BLOCKS, VIRTIO_VAS_KIND_PACKED, VIRTIO_VAS_META_MAGIC,
     VIRTIO_VAS_META_VERSION, VIRTIO_VAS_PAGE_SIZE, VIRTIO_VAS_VMA_ACCOUNT,
-    VIRTIO_VAS_VMA_NORESERVE, VirtioVasMeta, VirtioVasMetaRun, VirtioVasMetaVas, VirtioVasMetaVma,
+    VIRTIO_VAS_VMA_DROPPABLE, VIRTIO_VAS_VMA_NORESERVE, VIRTIO_VAS_VMA_WIPEONFORK, VirtioVasMeta,
+    VirtioVasMetaRun, VirtioVasMetaVas, VirtioVasMetaVma,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -18,6 +19,10 @@ const PAGE: u64 = VIRTIO_VAS_PAGE_SIZE as u64;
 const BLOCK_PAGES: u64 = VIRTIO_VAS_BLOCK_PAGES as u64;
 /// PROT_READ, PROT_WRITE, PROT_EXEC.
 const PROT_ALL: u32 = 7;
+const FLAGS_ALL: u32 = VIRTIO_VAS_VMA_ACCOUNT
+    | VIRTIO_VAS_VMA_NORESERVE
+    | VIRTIO_VAS_VMA_DROPPABLE
+    | VIRTIO_VAS_VMA_WIPEONFORK;
 
 /// What is wrong with metadata, and where.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -191,8 +196,7 @@ fn check_vmas(vmas: &[VirtioVasMetaVma]) -> Result<(), At> {
         if vma.pgoff.get().checked_add((end - start) / PAGE).is_none() {
             return Err(("a VMA with an offset that cannot be", i));
         }
-        let flags = VIRTIO_VAS_VMA_ACCOUNT | VIRTIO_VAS_VMA_NORESERVE;
-        if vma.prot.get() & !PROT_ALL != 0 || vma.flags.get() & !flags != 0 {
+        if vma.prot.get() & !PROT_ALL != 0 || vma.flags.get() & !FLAGS_ALL != 0 {
             return Err(("a VMA with unknown bits", i));
         }
         free_from = end;
@@ -233,7 +237,12 @@ fn check_runs(
                 continue;
             }
             match vmas.peek() {
-                Some(vma) if vma.start.get() <= covered => covered = vma.end.get(),
+                Some(vma) if vma.start.get() <= covered => {
+                    if vma.flags.get() & VIRTIO_VAS_VMA_DROPPABLE != 0 {
+                        return Err(("a run in a droppable VMA", i));
+                    }
+                    covered = vma.end.get();
+                }
                 _ => return Err(("a run outside of the VMAs", i)),
             }
         }
@@ -399,9 +408,10 @@ mod tests {
     fn each_field_that_cannot_be_is_refused_for_its_reason() {
         let (vas, vma, run) = (16, 16 + 144, 16 + 144 + 32);
         let max = u64::MAX.to_le_bytes();
-        let cases: [(usize, &[u8], &str); 22] = [
+        let cases: [(usize, &[u8], &str); 24] = [
             (0, b"X", "magic"),
-            (4, &[2], "version"),
+            (4, &[1], "version"),
+            (4, &[3], "version"),
             (8, &[2], "less than"),
             (8, &[0], "after the last"),
             (12, &[1], "reserved"),
@@ -418,7 +428,8 @@ mod tests {
             (vma + 8, &[0, 0, 0, 0, 0, 0, 0, 2], "user space"),
             (vma + 16, &max, "offset"),
             (vma + 24, &[8], "unknown bits"),
-            (vma + 28, &[4], "unknown bits"),
+            (vma + 28, &[16], "unknown bits"),
+            (vma + 28, &[4], "droppable"),
             (run + 8, &[0, 0], "empty"),
             (run + 12, &[2], "unknown kind"),
             (run + 16, &max, "has not"),

@@ -21,6 +21,7 @@ mod draft;
 mod error;
 mod extent;
 mod id;
+mod label;
 mod ledger;
 mod manifest;
 pub mod meta;
@@ -42,6 +43,7 @@ pub use draft::{Draft, OpenSnapshot};
 pub use error::StoreError;
 pub use extent::{BLOCK, Extent, ExtentList, ExtentRun};
 pub use id::{RunId, SnapshotName};
+pub use label::Label;
 pub use manifest::{Head, Manifest, ManifestError};
 pub use report::{CheckReport, Kept, Problem, SnapshotEntry, SnapshotFacts, SnapshotState, User};
 pub use run::StoreRun;
@@ -123,10 +125,21 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub fn heads(&self) -> Result<Vec<Arc<Head>>, StoreError> {
-        let catalog = self.lock()?.catalog()?;
-        let mut heads: Vec<_> = catalog.heads.into_iter().map(|(_, head)| head).collect();
-        heads.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(heads)
+        self.lock()?.heads()
+    }
+
+    /// As [`Self::heads`], those that `wanted` takes, each with its label.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn labelled(
+        &self,
+        mut wanted: impl FnMut(&Head) -> bool,
+    ) -> Result<Vec<(Arc<Head>, Label)>, StoreError> {
+        let locked = self.lock()?;
+        let heads = locked.heads()?.into_iter().filter(|head| wanted(head));
+        let labelled = |head: Arc<Head>| Ok((head.clone(), locked.label(&head.name)?));
+        heads.map(labelled).collect()
     }
 
     /// Begins a VM run: makes its RAM file for `mem_bytes` (rounded up to blocks) of guest
@@ -167,5 +180,12 @@ struct Locked<'a> {
 impl Locked<'_> {
     fn dir(&self) -> &StoreDir {
         self.store.dir()
+    }
+
+    fn heads(&self) -> Result<Vec<Arc<Head>>, StoreError> {
+        let catalog = self.catalog()?;
+        let mut heads: Vec<_> = catalog.heads.into_iter().map(|(_, head)| head).collect();
+        heads.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(heads)
     }
 }

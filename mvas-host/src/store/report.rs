@@ -7,9 +7,11 @@ use nix::unistd::{Whence, lseek};
 use serde::Serialize;
 
 use super::catalog::{self, Catalog, Needed, RunState};
+use super::dir::FOLDERS;
 use super::error::failed;
 use super::extent::{BLOCK, ExtentRun, ExtentSet};
 use super::id::{RunId, SnapshotName};
+use super::label::{Label, UNFINISHED};
 use super::manifest::Head;
 use super::uses::Uses;
 use super::{Locked, Store, StoreError};
@@ -19,6 +21,9 @@ use super::{Locked, Store, StoreError};
 pub struct SnapshotEntry {
     /// Its name.
     pub name: SnapshotName,
+    /// What whoever made it says of it.
+    #[serde(skip)]
+    pub label: Label,
     /// Whether it can be used, and what is known of it.
     #[serde(flatten)]
     pub state: SnapshotState,
@@ -118,22 +123,24 @@ impl Store {
         let locked = self.lock()?;
         let catalog = locked.catalog()?;
         let uses = locked.living_uses(&locked.runs()?)?;
-        let mut entries = Vec::new();
+        let mut states = Vec::new();
         for (name, head) in &catalog.heads {
             let state = match locked.load(name) {
                 Ok(_) => SnapshotState::Complete(facts(name, head, &catalog, &uses)),
                 Err(e @ StoreError::Broken { .. }) => broken(&e),
                 Err(e) => return Err(e),
             };
-            let name = name.clone();
-            entries.push(SnapshotEntry { name, state });
+            states.push((name.clone(), state));
         }
-        entries.extend(catalog.broken.into_iter().map(|b| SnapshotEntry {
-            name: b.name,
-            state: SnapshotState::Broken { reason: b.reason },
-        }));
-        entries.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(entries)
+        let broken = catalog.broken.into_iter();
+        states.extend(broken.map(|b| (b.name, SnapshotState::Broken { reason: b.reason })));
+        states.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let entry = |(name, state)| {
+            locked
+                .label(&name)
+                .map(|label| SnapshotEntry { name, label, state })
+        };
+        states.into_iter().map(entry).collect()
     }
 
     /// Names of the VMs whose memory is in the store now.
@@ -163,6 +170,7 @@ impl Store {
         };
         locked.check_manifests(&catalog, &mut report)?;
         locked.check_names(&mut report)?;
+        locked.check_labels(&mut report)?;
         locked.check_uses(&runs, &mut report)?;
         if catalog.broken.is_empty() {
             locked.check_memory(&catalog, &runs, &mut report)?;
@@ -249,13 +257,16 @@ impl Locked<'_> {
     /// Nothing but what belongs there, and nothing of the dead.
     fn check_names(&self, report: &mut CheckReport) -> Result<(), StoreError> {
         type Known = fn(&str) -> bool;
-        let known: [(&str, Known); 5] = [
+        let known: [(&str, Known); 6] = [
             ("", |name| {
-                ["version", "lock", "ram", "uses", "snapshots", "drafts"].contains(&name)
+                ["version", "lock"].contains(&name) || FOLDERS.contains(&name)
             }),
             ("ram", |name| is_name::<RunId>(name, ".ram")),
             ("uses", |name| is_name::<RunId>(name, "")),
             ("drafts", |name| is_name::<SnapshotName>(name, "")),
+            ("labels", |name| {
+                is_name::<SnapshotName>(name, "") || name == UNFINISHED
+            }),
             ("snapshots", |name| {
                 is_name::<SnapshotName>(name, ".snap") || name.ends_with(".gone")
             }),
@@ -266,6 +277,21 @@ impl Locked<'_> {
                     let path = self.dir().path().join(folder).join(name);
                     report.problem(path, "does not belong into a store");
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_labels(&self, report: &mut CheckReport) -> Result<(), StoreError> {
+        let stale = self.stale_labels()?;
+        for file in self.dir().list("labels")? {
+            let path = self.dir().labels().join(&file);
+            if stale.contains(&file) {
+                report.problem(path, "is the label of no snapshot: run gc");
+            } else if let Ok(name) = file.parse()
+                && self.read_label(&name)?.is_none()
+            {
+                report.problem(path, "is damaged: that snapshot seems to have no label");
             }
         }
         Ok(())

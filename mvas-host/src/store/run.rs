@@ -227,11 +227,12 @@ impl StoreRun {
         let mut state = self.state();
         let locked = self.store().lock()?;
         let manifest = locked.load(name)?;
+        let label = locked.label(name)?;
         let held: Vec<Extent> = manifest.needed().extents().collect();
         let new = state.ledger.without_record(&held);
         state.uses.add(&new)?;
         state.ledger.hold(&held);
-        Ok(OpenSnapshot::new(self, manifest, held))
+        Ok(OpenSnapshot::new(self, manifest, label, held))
     }
 
     pub(super) fn ram_path(&self) -> std::path::PathBuf {

@@ -14,7 +14,7 @@ use super::error::failed;
 use super::extent::{BLOCK, ExtentRun, ExtentSet};
 use super::id::{RunId, SnapshotName};
 use super::manifest::Head;
-use super::{Locked, Store, StoreError};
+use super::{Locked, Store, StoreError, uses};
 
 /// A snapshot that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -94,6 +94,8 @@ impl Locked<'_> {
     pub fn sweep(&self, force: bool) -> Result<Freed, StoreError> {
         let catalog = self.catalog()?;
         let runs = self.runs()?;
+        // Of living runs' blocks, those that only dead runs have used are known from here only.
+        let used = self.dead_uses(&runs)?;
         self.forget_dead(&runs)?;
         let mut freed = Freed::default();
         if !catalog.broken.is_empty() && !force {
@@ -109,7 +111,8 @@ impl Locked<'_> {
         });
         let gone = catalog.gone.iter().filter_map(|(_, head)| head.as_ref());
         let named = gone.flat_map(|head| head.needed().runs()).copied();
-        let unneeded = needed.without(dead.chain(named).collect());
+        let used = used.iter().flat_map(ExtentSet::runs).copied();
+        let unneeded = needed.without(dead.chain(named).chain(used).collect());
         freed.bytes = self.free(&unneeded, |run| needed.any_of(run))?;
         for (file, _) in &catalog.gone {
             let path = self.dir().snapshots().join(file);
@@ -120,7 +123,16 @@ impl Locked<'_> {
         Ok(freed)
     }
 
-    /// Removes `uses` and drafts of dead runs.
+    /// Extents that runs have used which are dead.
+    fn dead_uses(&self, runs: &[RunState]) -> Result<Vec<ExtentSet>, StoreError> {
+        let names = self.dir().list("uses")?.into_iter();
+        let ids = names.filter_map(|name| name.parse::<RunId>().ok());
+        ids.filter(|id| !runs.iter().any(|run| run.id == *id && run.alive))
+            .map(|id| Ok(uses::read(id, &self.dir().uses(id))?.extents))
+            .collect()
+    }
+
+    /// Removes `uses` and drafts of dead runs, and labels of snapshots that are gone.
     fn forget_dead(&self, runs: &[RunState]) -> Result<(), StoreError> {
         for name in self.dir().list("uses")? {
             let Ok(id) = name.parse::<RunId>() else {
@@ -140,6 +152,9 @@ impl Locked<'_> {
             {
                 remove_file(&path)?;
             }
+        }
+        for name in self.stale_labels()? {
+            remove_file(&self.dir().labels().join(name))?;
         }
         Ok(())
     }

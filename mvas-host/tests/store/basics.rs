@@ -41,7 +41,7 @@ fn removing_the_last_snapshot_of_a_dead_run_leaves_nothing() {
     assert!((BLOCK..BLOCK + MIB).contains(&freed.bytes), "{freed:?}");
     assert_eq!(shm.ram_bytes(), 2 * BLOCK);
     shm.store.remove(&name("b")).unwrap();
-    for folder in ["ram", "uses", "snapshots", "drafts"] {
+    for folder in ["ram", "uses", "snapshots", "drafts", "labels"] {
         let left = fs::read_dir(shm.path().join(folder)).unwrap().count();
         assert_eq!(left, 0, "{folder}");
     }
@@ -90,6 +90,24 @@ fn what_a_guest_sees_survives_the_removal_of_its_snapshot() {
     assert_eq!(shm.ram_bytes(), 0);
     let again = user.use_extents(&[seen]);
     assert!(matches!(again, Err(StoreError::NotInUse(_))));
+    shm.is_right();
+}
+
+#[test]
+fn what_only_an_ended_run_used_of_a_living_ones_memory_is_given_back() {
+    let shm = Shm::new();
+    let maker = shm.store.start_run("maker", 8 * MIB).unwrap();
+    fill(&maker, 0, 7);
+    drop(snapshot(&maker, "s", &[0]).unwrap());
+    let user = shm.store.start_run("user", 2 * MIB).unwrap();
+    let s = user.open(&name("s")).unwrap();
+    shm.store.remove(&name("s")).unwrap();
+    maker.release_extents(&[own(&maker, 0)]).unwrap();
+    assert_eq!(shm.ram_bytes(), BLOCK, "the user has it");
+    drop(user);
+    assert_eq!(shm.ram_bytes(), BLOCK, "its snapshot is a part of it");
+    drop(s);
+    assert_eq!(shm.ram_bytes(), 0);
     shm.is_right();
 }
 

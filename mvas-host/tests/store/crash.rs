@@ -15,7 +15,9 @@ use std::time::Duration;
 use fastrand::Rng;
 use mvas_host::store::{BLOCK, Extent, OpenSnapshot, StoreError, StoreRun};
 
-use crate::support::{Shm, blocks, fill, metadata, name, open, own, publish, ram_bytes, shows};
+use crate::support::{
+    Shm, blocks, fill, label, metadata, name, open, own, publish, ram_bytes, shows,
+};
 
 const STORE: &str = "MVAS_TEST_STORE";
 const JOB: &str = "MVAS_TEST_JOB";
@@ -41,6 +43,7 @@ fn worker() {
     let seed = env::var(SEED).unwrap().parse().unwrap();
     match env::var(JOB).unwrap().as_str() {
         "compete" => crate::processes::compete(Path::new(&store), seed),
+        "label" => crate::labels::relabel(Path::new(&store)),
         "use" => crate::processes::use_until_told(Path::new(&store)),
         letter => work(Path::new(&store), letter, Rng::with_seed(seed)),
     }
@@ -61,6 +64,16 @@ fn byte_of(snapshot: &str) -> u8 {
         | 1
 }
 
+/// One of a snapshot's labels: the beginning tells whose, the end whether it is whole.
+fn label_of(snapshot: &str, len: usize) -> String {
+    format!("{snapshot} {} {len}", "x".repeat(len % 900))
+}
+
+fn is_label_of(snapshot: &str, label: &str) -> bool {
+    let len = label.rsplit(' ').next().and_then(|len| len.parse().ok());
+    len.is_some_and(|len| label == label_of(snapshot, len))
+}
+
 /// A monitor's life: VM runs, snapshots, restores, removals.
 fn work(path: &Path, letter: &str, mut random: Rng) {
     let mut count = 0;
@@ -72,7 +85,7 @@ fn work(path: &Path, letter: &str, mut random: Rng) {
         let mut seen: Vec<Extent> = Vec::new();
         let mut made: Vec<String> = Vec::new();
         for _ in 0..random.usize(..30) {
-            match random.usize(..6) {
+            match random.usize(..8) {
                 0 | 1 => {
                     let snapshot = format!("{letter}-{}-{count}", run.id());
                     count += 1;
@@ -104,6 +117,11 @@ fn work(path: &Path, letter: &str, mut random: Rng) {
                     store.remove(&name(&snapshot)).unwrap();
                     tell(&format!("removed {snapshot}"));
                 }
+                6 | 7 if !made.is_empty() => {
+                    let snapshot = &made[random.usize(..made.len())];
+                    let text = label(&label_of(snapshot, random.usize(..1000)));
+                    store.set_label(&name(snapshot), &text, |_| true).unwrap();
+                }
                 _ => {}
             }
         }
@@ -129,6 +147,7 @@ fn make(run: &StoreRun, snapshot: &str, count: usize) -> Vec<Extent> {
     fill(run, packed.start().0 / BLOCK, byte_of(snapshot));
     draft.packed_pages = 512;
     draft.meta = metadata(numbers.len() as u64, 512);
+    draft.label = label(&label_of(snapshot, count));
     tell(&format!("committing {snapshot}"));
     drop(run.commit(&mut draft).unwrap());
     tell(&format!("committed {snapshot}"));
@@ -183,6 +202,10 @@ impl Expected {
         );
         let more = &found - &self.must;
         assert!(more.is_subset(&self.may), "made of nothing: {more:?}");
+        for entry in &entries {
+            let (name, label) = (entry.name.as_str(), entry.label.as_str());
+            assert!(is_label_of(name, label), "{name}: {label:?}");
+        }
         let mut extents = BTreeMap::new();
         let run = store.start_run("reader", BLOCK).unwrap();
         for snapshot in &found {
@@ -211,12 +234,12 @@ fn hear(worker: &mut Child, lines: usize) -> String {
 }
 
 /// Waits until the worker works.
-fn wait_begun(worker: &mut Child) {
+pub fn wait_begun(worker: &mut Child) {
     while hear(worker, 1) != "begun\n" {}
 }
 
 /// Kills it, and reads what it said last; it must have been alive.
-fn kill(mut worker: Child) -> String {
+pub fn kill(mut worker: Child) -> String {
     worker.kill().unwrap();
     let mut words = String::new();
     let mut out = worker.stdout.take().unwrap();
@@ -273,7 +296,11 @@ fn a_removal_that_was_cut_off_is_finished() {
     std::fs::rename(snapshots.join("s.snap"), snapshots.join("1.gone")).unwrap();
     let found = shm.store.load(&name("s"));
     assert!(matches!(found, Err(StoreError::NotFound(_))));
-    assert_eq!(shm.store.check().unwrap().problems.len(), 1);
+    assert_eq!(
+        shm.store.check().unwrap().problems.len(),
+        2,
+        "manifest and label"
+    );
     drop(open(shm.path()));
     assert_eq!(shm.ram_bytes(), BLOCK);
     assert!(shows(&run, own(&run, 1), 1));

@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
 
-use crate::support::{fill, metadata, name, open, own, private_folder, shows, snapshot};
+use crate::support::{fill, label, metadata, name, open, own, private_folder, shows, snapshot};
 
 /// Runs `test` where `path` is a tmpfs of this size, of which nobody else knows.
 fn with_tmpfs(path: &Path, size: &str, test: impl FnOnce() + Send) -> bool {
@@ -74,6 +74,7 @@ fn make(run: &StoreRun) -> Result<OpenSnapshot, StoreError> {
     written.map_err(|_| StoreError::Full("the pages".into()))?;
     draft.packed_pages = 1;
     draft.meta = metadata(1, 1);
+    draft.label = label("new");
     run.commit(&mut draft)
 }
 
@@ -107,6 +108,26 @@ fn without_room_a_snapshot_is_refused_and_nothing_else_happens() {
         assert!(refused >= 3 && done > 0, "{refused} refused, {done} done");
         drop(run);
         assert_eq!(crate::support::ram_bytes(&path), BLOCK);
+    });
+}
+
+#[test]
+fn without_room_a_snapshot_keeps_the_label_it_has() {
+    let folder = private_folder("/tmp");
+    let path = folder.path().to_owned();
+    with_tmpfs(folder.path(), "8M", || {
+        let store = open(&path);
+        let run = store.start_run("vm", BLOCK).unwrap();
+        drop(snapshot(&run, "s", &[0]).unwrap());
+        let set = |text: &str| store.set_label(&name("s"), &label(text), |_| true);
+        set("old").unwrap();
+        fill_but(&path.join("ballast"), 0);
+        let refused = set("new").unwrap_err();
+        assert!(matches!(refused, StoreError::Full(_)), "{refused}");
+        assert_eq!(store.snapshots().unwrap()[0].label, label("old"));
+        remove(&path.join("ballast"));
+        assert_eq!(store.check().unwrap().problems, []);
+        set("new").unwrap();
     });
 }
 

@@ -5,6 +5,7 @@ mod basics;
 mod crash;
 mod directory;
 mod full;
+mod labels;
 mod manifests;
 mod model;
 mod processes;

@@ -9,7 +9,7 @@ use mvas_host::store::{BLOCK, Draft, Extent, OpenSnapshot, StoreError, StoreRun}
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::support::{Shm, blocks, metadata, name, open, own};
+use crate::support::{Shm, blocks, label, metadata, name, open, own};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 /// Blocks of guest memory.
@@ -30,6 +30,7 @@ enum Op {
     Map(Index, Index, Index),
     Close(Index, Index),
     Release(Index, Index),
+    Label(Index, u8),
     Remove(Index),
     Reopen,
 }
@@ -50,6 +51,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (i(), i(), i()).prop_map(|(r, o, b)| Map(r, o, b)),
         3 => (i(), i()).prop_map(|(r, o)| Close(r, o)),
         4 => (i(), i()).prop_map(|(r, s)| Release(r, s)),
+        3 => (i(), 0..3u8).prop_map(|(n, l)| Label(n, l)),
         2 => i().prop_map(Remove),
         1 => Just(Reopen),
     ]
@@ -71,6 +73,7 @@ struct World {
     /// RAM files stay open, so that their memory can be looked at when they are removed.
     files: BTreeMap<u64, File>,
     snapshots: BTreeMap<&'static str, Vec<Extent>>,
+    labels: BTreeMap<&'static str, String>,
     /// What was written to a block.
     written: BTreeMap<Extent, u64>,
 }
@@ -86,6 +89,7 @@ impl World {
             vms: Vec::new(),
             files: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            labels: BTreeMap::new(),
             written: BTreeMap::new(),
         }
     }
@@ -173,8 +177,11 @@ impl World {
                 let mut draft = vm.drafts.swap_remove(draft);
                 draft.meta = metadata(draft.blocks().len() as u64, 0);
                 let extents = draft.blocks().to_vec();
+                let text = format!("made {}", self.written.len());
+                draft.label = label(&text);
                 let opened = vm.run.commit(&mut draft).unwrap();
                 let snapshot = NAMES.iter().find(|n| **n == draft.name().as_str())?;
+                self.labels.insert(snapshot, text);
                 vm.opened.push(opened);
                 assert!(self.snapshots.insert(snapshot, extents).is_none());
             }
@@ -223,6 +230,17 @@ impl World {
                 let snapshot = NAMES[n.index(NAMES.len())];
                 let removed = self.shm.store.remove(&name(snapshot));
                 assert_eq!(removed.is_ok(), self.snapshots.remove(snapshot).is_some());
+                self.labels.remove(snapshot);
+            }
+            Op::Label(n, l) => {
+                let snapshot = NAMES[n.index(NAMES.len())];
+                let text = "x".repeat(l.into());
+                let store = &self.shm.store;
+                let set = store.set_label(&name(snapshot), &label(&text), |_| true);
+                assert_eq!(set.is_ok(), self.snapshots.contains_key(snapshot));
+                if set.is_ok() {
+                    self.labels.insert(snapshot, text);
+                }
             }
             Op::Reopen => self.shm.store = open(self.shm.path()),
         }
@@ -265,6 +283,11 @@ impl World {
             (needed.len() as u64 * 4096..=most).contains(&bytes),
             "{bytes}"
         );
+        let entries = self.shm.store.snapshots().unwrap();
+        let labels = entries
+            .iter()
+            .map(|e| (e.name.as_str(), e.label.as_str().to_owned()));
+        assert_eq!(labels.collect::<BTreeMap<_, _>>(), self.labels);
         self.shm.is_right();
     }
 }
@@ -284,6 +307,7 @@ proptest! {
         world.is_right();
         for snapshot in std::mem::take(&mut world.snapshots).into_keys() {
             world.shm.store.remove(&name(snapshot)).unwrap();
+            world.labels.remove(snapshot);
         }
         world.is_right();
         let left = std::fs::read_dir(world.shm.path().join("ram")).unwrap().count();

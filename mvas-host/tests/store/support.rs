@@ -5,12 +5,13 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use mvas_abi::virtio_vas::{
-    VIRTIO_VAS_KIND_BLOCKS, VIRTIO_VAS_KIND_PACKED, VIRTIO_VAS_META_MAGIC, VirtioVasMeta,
-    VirtioVasMetaRun, VirtioVasMetaVas, VirtioVasMetaVma,
+    VIRTIO_VAS_KIND_BLOCKS, VIRTIO_VAS_KIND_PACKED, VIRTIO_VAS_META_MAGIC, VIRTIO_VAS_META_VERSION,
+    VirtioVasMeta, VirtioVasMetaRun, VirtioVasMetaVas, VirtioVasMetaVma,
 };
 use mvas_host::FileRange;
 use mvas_host::store::{
-    BLOCK, Draft, Extent, OpenSnapshot, SnapshotName, Store, StoreError, StoreOptions, StoreRun,
+    BLOCK, Draft, Extent, Label, OpenSnapshot, SnapshotName, Store, StoreError, StoreOptions,
+    StoreRun,
 };
 use tempfile::TempDir;
 use zerocopy::IntoBytes;
@@ -82,6 +83,10 @@ pub fn name(text: &str) -> SnapshotName {
     text.parse().unwrap()
 }
 
+pub fn label(text: &str) -> Label {
+    text.parse().unwrap()
+}
+
 /// Metadata of one VAS that has all blocks and all packed pages, in this order.
 pub fn metadata(blocks: u64, packed_pages: u64) -> Vec<u8> {
     const BASE: u64 = 1 << 32;
@@ -110,7 +115,7 @@ pub fn metadata(blocks: u64, packed_pages: u64) -> Vec<u8> {
     .collect();
     let head = VirtioVasMeta {
         magic: VIRTIO_VAS_META_MAGIC.into(),
-        version: 1.into(),
+        version: VIRTIO_VAS_META_VERSION.into(),
         vases: 1.into(),
         reserved: 0.into(),
     };

@@ -13,11 +13,15 @@ use mvas_agent::init::{self, DEFAULT_PATH, Machine, Service};
 use mvas_agent::protocol::{ShutdownKind, VSOCK_PORT};
 use mvas_agent::server::{Server, serve_vsock};
 
+/// What the image wants to have running: a program each.
+const SERVICES: &str = "/etc/mvas/services";
+
 /// The agent of a microVM's guest.
 ///
 /// As PID 1 it mounts what a machine needs, serves commands and file copies on vsock port 52,
-/// and, if the kernel's command line says mvas.login=1, keeps a login on /dev/hvc0. Called
-/// as poweroff, halt or reboot it brings the machine down.
+/// keeps the programs in /etc/mvas/services running and, if the kernel's command line says
+/// mvas.login=1, a login on /dev/hvc0. Called as poweroff, halt or reboot it brings the
+/// machine down.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -91,6 +95,11 @@ fn run_machine() -> Result<()> {
     let mut agent = Command::new("/proc/self/exe");
     with_environment(agent.arg("serve"));
     let mut services = vec![Service::new("the agent", agent)];
+    for program in init::programs(Path::new(SERVICES)) {
+        let mut command = Command::new(&program);
+        with_environment(&mut command);
+        services.push(Service::new(program.display().to_string(), command));
+    }
     if init::kernel_argument(&cmdline, "mvas.login").as_deref() == Some("1") {
         let term = init::kernel_argument(&cmdline, "mvas.term");
         services.push(login(term.as_deref().unwrap_or("linux")));

@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::os::fd::BorrowedFd;
 
-/// CRIU 4.1.1's `CR_PLUGIN_HOOK__MAX`; it refuses plugins that say more.
+/// CRIU 4.1's `CR_PLUGIN_HOOK__MAX`; it refuses plugins that say more. 4.2 has one more.
 pub const HOOKS: usize = 12;
 /// `CR_PLUGIN_HOOK__RESUME_DEVICES_LATE`.
 pub const RESUME_DEVICES_LATE: usize = 9;
@@ -68,7 +68,7 @@ impl Descriptor {
 
 /// CRIU lacks a function: another CRIU, or none.
 #[derive(Debug, thiserror::Error)]
-#[error("the program that loaded this plugin is no CRIU 4.1: it has no `{0}`")]
+#[error("the program that loaded this plugin is no CRIU 4.1 or 4.2: it has no `{0}`")]
 pub struct Missing(&'static str);
 
 fn symbol(name: &'static CStr) -> Result<*mut c_void, Missing> {
@@ -109,7 +109,7 @@ impl Criu {
             ($name:literal) => {{
                 let found = symbol($name)?;
                 #[allow(clippy::missing_transmute_annotations, reason = "the field's type")]
-                // SAFETY: the symbol is CRIU 4.1's function of that name; the
+                // SAFETY: the symbol is the function of CRIU 4.1 and 4.2 of that name; the
                 // field that it initializes has the type of its prototype.
                 unsafe {
                     std::mem::transmute(found)

@@ -1,46 +1,60 @@
-//! The dump: capture each task into a VAS of its own; commit all at the end.
+//! The dump: capture each task into a VAS of its own, and at the end CRIU's images into
+//! one, too; commit all of them as one snapshot.
 //!
-//! CRIU ignores what a plugin's exit says and kills the tasks right after it, so
-//! everything that can fail has happened before, in hooks whose errors it heeds;
-//! the commit alone remains. Where that fails, the dump is ended as CRIU ends
-//! a failed one. A post-dump script can fail a dump behind our back (its result
-//! is not told to plugins): then, at CRIU's exit, the status is not 0 and all
-//! tasks are alive, and the VASes are deleted again.
+//! CRIU ignores what a plugin's exit says and kills the tasks right after it. So what can
+//! fail there ends the dump as CRIU ends a failed one. A post-dump script can fail a dump
+//! behind our back (its result is not told to plugins): then, at CRIU's exit, the status is
+//! not 0 and all tasks are alive, and the snapshot is deleted again.
 
 use std::ffi::{c_int, c_void};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Mutex;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
-use vascriu::device::{self, Session, VasFile};
-use vascriu::manifest::{self, Header, Task, VERSION, Writer};
+use vascriu::criu::order::{self, Order};
+use vascriu::criu::report::Report;
+use vascriu::device::{self, VasFile};
 use vascriu::process::{self, PidFd};
-use vascriu::report::{self, ENV_NAME};
-use vascriu::store::Store;
+use vascriu::snapshot::images;
+use vascriu::snapshot::label::Label;
+use vascriu::snapshot::manifest::{self, Manifest, Task};
+use vascriu::snapshot::reference::{self, Reference};
+use vascriu::snapshot::registry::{self, Registry};
+use vascriu::text;
 
 use crate::criu::{self, Criu};
-use crate::{guard, lent, session};
+use crate::{imports, inventory, lent, session};
 
 /// Why a dump failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Nobody has told us what to dump.
+    #[error(transparent)]
+    Order(#[from] order::Error),
     /// `/dev/vas` failed.
     #[error(transparent)]
     Device(#[from] device::Error),
-    /// `vas.json` cannot be written.
+    /// The snapshot's name is taken.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    /// `vas.json` cannot be made.
     #[error(transparent)]
     Manifest(#[from] manifest::Error),
+    /// The images cannot be captured.
+    #[error(transparent)]
+    Images(#[from] images::Error),
+    /// The user's directory cannot refer to the snapshot.
+    #[error(transparent)]
+    Reference(#[from] reference::Error),
     /// A task is not as it should be.
     #[error(transparent)]
     Process(#[from] process::Error),
     /// CRIU has no memory.
     #[error("CRIU cannot record that the images need this plugin")]
     Inventory,
-    /// The images would be restored without us.
-    #[error("cannot hide the image of the process tree from a CRIU without this plugin")]
-    Guard(#[source] io::Error),
+    /// Images that a script copies would be restored without us.
+    #[error(transparent)]
+    Hide(#[from] imports::Error),
     /// An incremental dump.
     #[error(
         "incremental dumps (--prev-images-dir, pre-dump) do not go with VASes: nothing is copied, so there is nothing to save; dump without them"
@@ -52,26 +66,36 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Dump {
     criu: Criu,
-    name: String,
-    /// Where the snapshot is entered in the store, if the command does not.
-    link: Option<PathBuf>,
-    /// When CRIU ends, it is closed (see [`lent`]): that deletes what is not committed.
-    session: Session,
-    writer: Writer,
-    captured: Captured,
+    order: order::Dump,
+    /// When CRIU ends, its session is closed (see [`lent`]): that deletes what is not
+    /// committed.
+    registry: Registry,
+    label: Label,
+    manifest: Manifest,
+    /// The VAS for CRIU's images.
+    images: VasFile,
+    tasks: Vec<VasFile>,
 }
-
-type Captured = Vec<(PidFd, VasFile)>;
 
 /// What to undo where CRIU, the process `pid`, fails after all.
 #[derive(Debug)]
 struct Committed {
     pid: u32,
-    link: Option<PathBuf>,
-    captured: Captured,
+    order: order::Dump,
+    manifest: Manifest,
+    images: VasFile,
+    tasks: Vec<VasFile>,
 }
 
 static COMMITTED: Mutex<Option<Committed>> = Mutex::new(None);
+
+/// The directory that shall refer to the snapshot.
+fn reference_dir(order: &order::Dump) -> Option<BorrowedFd<'static>> {
+    // SAFETY: who ran CRIU has it inherit this descriptor, which nobody here closes.
+    order
+        .reference_dir
+        .map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
+}
 
 impl Dump {
     /// Begins: all that can be refused is refused here, before any task stops.
@@ -79,6 +103,9 @@ impl Dump {
     /// # Errors
     /// See [`Error`].
     pub fn begin(criu: Criu) -> Result<Self, Error> {
+        let Order::Dump(order) = Order::from_env()? else {
+            return Err(order::Error::Missing.into());
+        };
         let dir = criu.image_dir();
         // SAFETY: the path is NUL-terminated; AT_SYMLINK_NOFOLLOW is a flag.
         let parent = unsafe {
@@ -92,39 +119,26 @@ impl Dump {
         if parent == 0 {
             return Err(Error::Incremental);
         }
-        let session = session::open()?;
-        let since_epoch = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let (name, link) = match std::env::var(ENV_NAME) {
-            Ok(name) => (name, None),
-            Err(_) => {
-                let name = format!("criu-{}-{}", std::process::id(), since_epoch.as_millis());
-                let link = Store::open().ok().map(|store| store.root().join(&name));
-                (name, link)
-            }
-        };
-        let header = Header {
-            version: VERSION,
-            boot_id: process::boot_id()?,
-            name: name.clone(),
-            criu: "4.1.1".into(),
-            created: since_epoch.as_secs(),
-        };
-        let writer = Writer::create(dir, &header)?;
+        inventory::hide()?;
         if !criu.require_me() {
             return Err(Error::Inventory);
         }
-        if let Err(e) = lent::install(&session) {
-            criu::info(&format!("tasks are not guarded: {}", report::chain(&e)));
+        let mut label = Label::new(order.name.clone(), order.origin.clone());
+        label.expires = order.expires;
+        label.left_running = order.left_running;
+        let registry = Registry::of(session::open()?);
+        let images = registry.claim(order.id, &label, order.replace)?;
+        if let Err(e) = lent::install(registry.session()) {
+            criu::info(&format!("tasks are not guarded: {}", text::chain(&e)));
         }
         Ok(Self {
             criu,
-            name,
-            link,
-            session,
-            writer,
-            captured: Vec::new(),
+            manifest: Manifest::new(order.id, order.criu.clone(), order.left_running),
+            order,
+            registry,
+            label,
+            images,
+            tasks: Vec::new(),
         })
     }
 
@@ -136,76 +150,99 @@ impl Dump {
         let start = Instant::now();
         let pidfd = PidFd::open(pid)?;
         let vpid = process::vpid(pid)?;
-        let vas_name = format!("{}:{vpid}", self.name);
-        let (id, vas) = self.session.create(&vas_name, 0o600)?;
+        let (_, vas) = self
+            .registry
+            .session()
+            .create(&self.order.id.task_vas(vpid), 0o600)?;
         let done = vas.capture(pidfd.as_fd(), true)?;
         let capture_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         criu::info(&format!(
             "captured {} pages of {vpid} in {capture_us} us",
             done.pages
         ));
-        self.writer.add(&Task {
+        if self.tasks.is_empty() {
+            self.manifest.parent = process::restored_from(pid);
+        }
+        self.manifest.add(Task {
             vpid,
             pid,
             started: process::started(pid)?,
             comm: process::comm(pid)?,
-            vas: id,
-            vas_name,
             vmas: done.vmas,
             pages: done.pages,
             huge_pages: done.huge_pages,
             swap_pages: done.swap_pages,
             capture_us,
         })?;
-        self.captured.push((pidfd, vas));
+        self.tasks.push(vas);
         Ok(())
     }
 
-    /// A dump by plain CRIU, as runc runs it, is known to `vascriu ls` and `rm`
-    /// too. It works without; so a failure is no failure.
-    fn register(&self) {
-        let dir = format!("/proc/self/fd/{}", self.criu.image_dir().as_raw_fd());
-        if let (Some(link), Ok(images)) = (&self.link, std::fs::read_link(dir)) {
-            let _ = std::os::unix::fs::symlink(images, link);
-        }
-    }
-
-    /// The dump has failed elsewhere: nothing of ours stays.
-    pub fn cancel(self) {
-        if let Some(link) = &self.link {
-            let _ = std::fs::remove_file(link);
-        }
-        // SAFETY: the path is NUL-terminated, the directory is CRIU's.
-        unsafe { libc::unlinkat(self.criu.image_dir().as_raw_fd(), c"vas.json".as_ptr(), 0) };
-    }
-
     /// All images are written; CRIU kills the tasks (or resumes them) next.
-    pub fn commit(self) {
-        self.register();
-        let hidden = guard::hide_tree(self.criu.image_dir()).map_err(Error::Guard);
-        let committed = hidden.and_then(|()| Ok(self.session.commit()?));
-        if let Err(e) = committed {
-            let text = report::chain(&e);
-            criu::error(&text);
-            report::Report {
-                error: Some(text),
-                ..Default::default()
+    pub fn commit(mut self) {
+        match self.try_commit() {
+            Ok(image_bytes) => Report {
+                image_bytes,
+                ..Report::default()
             }
-            .save();
-            let criu = self.criu;
-            self.cancel();
-            criu.resume_tasks_and_exit();
+            .save(self.order.report),
+            Err(e) => {
+                crate::fail(&e);
+                self.undo();
+                self.criu.resume_tasks_and_exit();
+            }
         }
         if let Ok(mut committed) = COMMITTED.lock() {
             *committed = Some(Committed {
                 pid: std::process::id(),
-                link: self.link,
-                captured: self.captured,
+                order: self.order,
+                manifest: self.manifest,
+                images: self.images,
+                tasks: self.tasks,
             });
         }
         // SAFETY: `at_exit` has the type that on_exit wants, and stays loaded
         // (nodelete) until the process is gone.
         unsafe { on_exit(at_exit, std::ptr::null_mut()) };
+    }
+
+    fn try_commit(&mut self) -> Result<u64, Error> {
+        let manifest = self.manifest.to_bytes()?;
+        let image_bytes = images::capture(self.criu.image_dir(), &manifest, &self.images)?;
+        self.label.tasks = u32::try_from(self.manifest.tasks.len()).unwrap_or(u32::MAX);
+        self.label.pages = self.manifest.pages();
+        self.label.parent = self.manifest.parent;
+        if let Some(root) = self.manifest.tasks.first() {
+            self.label.comm.clone_from(&root.comm);
+        }
+        self.images.set_label(&self.label.text())?;
+        let dir = reference_dir(&self.order);
+        if let Some(dir) = dir {
+            let digest = manifest::digest(&manifest);
+            Reference::new(self.order.id, &self.label, digest).prepare(dir)?;
+        }
+        self.registry.session().commit()?;
+        if let Some(dir) = dir {
+            Reference::place(dir, self.order.id)?;
+        }
+        Ok(image_bytes)
+    }
+
+    /// The tasks are stopped still, all of them: nothing of ours stays.
+    fn undo(&self) {
+        delete(&self.images, &self.tasks);
+        if let Some(dir) = reference_dir(&self.order) {
+            Reference::take_back(dir, self.order.id);
+        }
+    }
+}
+
+/// Deletes a snapshot, committed or not.
+fn delete(images: &VasFile, tasks: &[VasFile]) {
+    for vas in std::iter::once(images).chain(tasks) {
+        if let Err(e) = vas.delete(true) {
+            criu::error(&text::chain(&e));
+        }
     }
 }
 
@@ -216,20 +253,20 @@ unsafe extern "C" {
 
 extern "C" fn at_exit(status: c_int, _: *mut c_void) {
     let _ = std::panic::catch_unwind(|| {
-        let Some(done) = COMMITTED.lock().ok().and_then(|mut c| c.take()) else {
+        let done = COMMITTED.lock().ok().and_then(|mut c| c.take());
+        let Some(done) = done.filter(|d| d.pid == std::process::id()) else {
             return;
         };
-        let failed = status != 0 && done.pid == std::process::id();
-        if !failed || done.captured.iter().any(|(task, _)| task.is_dead()) {
+        let dir = reference_dir(&done.order);
+        if status == 0 || !done.manifest.all_go_on() {
+            if let Some(dir) = dir {
+                Reference::keep(dir, done.order.id);
+            }
             return;
         }
-        if let Some(link) = done.link {
-            let _ = std::fs::remove_file(link);
-        }
-        for (_, vas) in done.captured {
-            if let Err(e) = vas.delete(true) {
-                criu::error(&report::chain(&e));
-            }
+        delete(&done.images, &done.tasks);
+        if let Some(dir) = dir {
+            Reference::take_back(dir, done.order.id);
         }
     });
 }

@@ -12,7 +12,7 @@ use std::ffi::{c_int, c_long, c_void};
 use std::sync::Mutex;
 
 use vascriu::device::{self, Session};
-use vascriu::report;
+use vascriu::text;
 
 use crate::{criu, imports};
 
@@ -89,7 +89,7 @@ fn save(tid: libc::pid_t, word: Option<u64>) {
         lent.save(tid, word).err()
     });
     if let Some(e) = saved {
-        criu::info(&format!("not guarded: {}", report::chain(&e)));
+        criu::info(&format!("not guarded: {}", text::chain(&e)));
     }
 }
 

@@ -1,12 +1,14 @@
 //! The CRIU plugin that captures memory into a VAS and attaches it back.
 //!
-//! Made for the plugin interface of CRIU 4.1.1. CRIU loads it only from the
-//! directory that `--libdir` names, so CRIU without that is stock.
+//! Made for the plugin interface of CRIU 4.1 and 4.2. CRIU loads it only from the directory
+//! that `--libdir` or `CRIU_LIBS_DIR` names, so CRIU without that is stock. What it shall do
+//! stands in its order (`vascriu::criu::order`).
 
 mod criu;
 mod dump;
 mod guard;
 mod imports;
+mod inventory;
 mod lent;
 mod restore;
 mod session;
@@ -16,13 +18,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
 use criu::{Criu, Descriptor, HOOKS, Hook};
-use vascriu::report::{self, Report};
+use vascriu::criu::order::Order;
+use vascriu::criu::report::Report;
+use vascriu::text;
 
 #[derive(Debug)]
 enum State {
     Idle,
-    Dump(dump::Dump),
-    Restore(restore::Restore),
+    Dump(Box<dump::Dump>),
+    Restore(Box<restore::Restore>),
 }
 
 static STATE: Mutex<State> = Mutex::new(State::Idle);
@@ -46,18 +50,34 @@ fn with_state<T>(f: impl FnOnce(&mut State) -> T) -> Option<T> {
 
 fn start(stage: c_int) -> Result<State, Box<dyn std::error::Error>> {
     match stage {
-        criu::STAGE_DUMP => Ok(State::Dump(dump::Dump::begin(Criu::find()?)?)),
+        criu::STAGE_DUMP => Ok(State::Dump(Box::new(dump::Dump::begin(Criu::find()?)?))),
         criu::STAGE_PRE_DUMP => Err(dump::Error::Incremental.into()),
         criu::STAGE_RESTORE => {
             let criu = Criu::find()?;
             if criu.am_required() {
-                Ok(State::Restore(restore::Restore::begin(&criu)?))
+                Ok(State::Restore(Box::new(restore::Restore::begin(&criu)?)))
             } else {
                 Ok(State::Idle) // stock images
             }
         }
         _ => Ok(State::Idle),
     }
+}
+
+/// Tells CRIU's log, and who has run CRIU, why it fails.
+fn fail(why: &dyn std::error::Error) {
+    let text = text::chain(why);
+    criu::error(&text);
+    let channel = match Order::from_env() {
+        Ok(Order::Dump(order)) => order.report,
+        Ok(Order::Restore(order)) => order.report,
+        Err(_) => None,
+    };
+    Report {
+        error: Some(text),
+        ..Report::default()
+    }
+    .save(channel);
 }
 
 extern "C" fn init(stage: c_int) -> c_int {
@@ -67,13 +87,7 @@ extern "C" fn init(stage: c_int) -> c_int {
             true
         }
         Err(e) => {
-            let text = report::chain(&*e);
-            criu::error(&text);
-            Report {
-                error: Some(text),
-                ..Report::default()
-            }
-            .save();
+            fail(&*e);
             false
         }
     });
@@ -83,7 +97,8 @@ extern "C" fn init(stage: c_int) -> c_int {
 extern "C" fn exit(_stage: c_int, ret: c_int) {
     let ended = with_state(|state| match std::mem::replace(state, State::Idle) {
         State::Dump(dump) if ret == 0 => dump.commit(),
-        State::Dump(dump) => dump.cancel(),
+        // What was not committed goes with the session.
+        State::Dump(_) => {}
         State::Restore(restore) => restore.end(ret),
         State::Idle => {}
     });
@@ -98,13 +113,8 @@ extern "C" fn checkpoint_devices(pid: c_int) -> c_int {
         State::Dump(dump) => match dump.capture(pid) {
             Ok(()) => 0,
             Err(e) => {
-                let text = report::chain(&e);
-                criu::error(&format!("task {pid}: {text}"));
-                Report {
-                    error: Some(text),
-                    ..Report::default()
-                }
-                .save();
+                criu::error(&format!("task {pid}:"));
+                fail(&e);
                 -1
             }
         },

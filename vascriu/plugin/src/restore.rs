@@ -5,32 +5,55 @@
 //! stopped: CRIU then cannot detach from it, and fails in its own way.
 
 use std::ffi::c_int;
+use std::io;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::ptr;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use vascriu::criu::order::{self, Order};
+use vascriu::criu::report::{Attach, Report};
 use vascriu::device::{self, VasFile};
-use vascriu::manifest::{self, Manifest, Task};
 use vascriu::process::{self, PidFd, Vpid};
-use vascriu::report::{self, Attach, Report};
+use vascriu::snapshot::id::Member;
+use vascriu::snapshot::images;
+use vascriu::snapshot::manifest::{self, Manifest, Task};
+use vascriu::snapshot::registry::{self, Registry};
+use vascriu::text;
 
 use crate::criu::{self, Criu};
 use crate::{guard, imports, session};
 
+/// How long to wait for the end of what was killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Why a restore failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Nobody has told us what to restore.
+    #[error(transparent)]
+    Order(#[from] order::Error),
     /// `/dev/vas` failed.
     #[error(transparent)]
     Device(#[from] device::Error),
-    /// The snapshot cannot be restored.
+    /// The snapshot's label cannot be changed.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    /// The images are not those of the snapshot.
     #[error(transparent)]
     Manifest(#[from] manifest::Error),
+    /// They cannot be read.
+    #[error("cannot read {}", manifest::FILE)]
+    Read(#[source] io::Error),
     /// A task is not as it should be.
     #[error(transparent)]
     Process(#[from] process::Error),
     /// CRIU cannot be guarded.
     #[error(transparent)]
     Imports(#[from] imports::Error),
+    /// One VAS is gone.
+    #[error("the memory of task {0} ({1}) is gone: the snapshot was removed")]
+    Gone(Vpid, String),
     /// A task that was not captured.
     #[error("task {0} was restored, but the snapshot has no memory for it")]
     Unknown(Vpid),
@@ -45,6 +68,9 @@ pub enum Error {
         /// Captured.
         all: usize,
     },
+    /// Nobody is there to tell the engine.
+    #[error("the process of vascriu between the engine and CRIU was killed")]
+    Alone,
     /// An earlier task failed.
     #[error("killed because another task of the tree failed")]
     Earlier,
@@ -53,9 +79,15 @@ pub enum Error {
 /// A running restore.
 #[derive(Debug)]
 pub struct Restore {
+    order: order::Restore,
+    registry: Registry,
+    manifest: Manifest,
+    /// The snapshot is in use for as long as this is open.
+    _images: VasFile,
     /// Captured tasks whose hook has not been called yet.
     waiting: Vec<(Task, VasFile)>,
-    all: usize,
+    /// Whether it is a copy; not known before the first task is ready.
+    clone: Option<bool>,
     restored: Vec<PidFd>,
     report: Report,
 }
@@ -64,19 +96,57 @@ impl Restore {
     /// Begins: opens every VAS before CRIU makes the first task.
     ///
     /// # Errors
-    /// The snapshot is not whole, of another boot, or lost a VAS.
+    /// The images are another snapshot's, or a VAS is gone.
     pub fn begin(criu: &Criu) -> Result<Self, Error> {
-        let manifest = Manifest::load_at(criu.image_dir())?;
-        let files = manifest.open_all(&session::open()?)?;
+        let Order::Restore(order) = Order::from_env()? else {
+            return Err(order::Error::Missing.into());
+        };
+        let file = images::path(criu.image_dir()).join(manifest::FILE);
+        let manifest = Manifest::parse(&std::fs::read(file).map_err(Error::Read)?, order.id)?;
+        let registry = Registry::of(session::open()?);
+        let images = registry.open_member(order.id, Member::Images)?;
+        let open = |task: &Task| {
+            let vas = registry.open_member(order.id, Member::Task(task.vpid));
+            vas.map(|vas| (task.clone(), vas)).map_err(|e| match e {
+                device::Error::Gone { .. } => Error::Gone(task.vpid, task.comm.clone()),
+                e => e.into(),
+            })
+        };
+        let waiting = manifest.tasks.iter().map(open).collect::<Result<_, _>>()?;
         guard::install()?;
-        let all = files.len();
-        let waiting = manifest.tasks.into_iter().zip(files).collect();
         Ok(Self {
+            order,
+            registry,
+            manifest,
+            _images: images,
             waiting,
-            all,
+            clone: None,
             restored: Vec::new(),
             report: Report::default(),
         })
+    }
+
+    /// Whether it is a copy: all but one are, of a snapshot whose tasks ended at the dump.
+    /// From now on the others know of this one.
+    fn is_clone(&mut self) -> Result<bool, Error> {
+        if let Some(clone) = self.clone {
+            return Ok(clone);
+        }
+        let mut clone = self.order.clone || self.manifest.left_running;
+        let counted = self.registry.change_label(self.order.id, |label| {
+            clone |= label.restored > 0;
+            label.restored += 1;
+        });
+        match counted {
+            // Who cannot count cannot know that it is the first.
+            Err(registry::Error::Label(_)) => clone = true,
+            // It is counted here; a store that does not answer brings nothing to others either.
+            Err(e @ registry::Error::StoreLabel(_)) => criu::info(&text::chain(&e)),
+            done => done?,
+        }
+        self.report.clone = clone;
+        self.clone = Some(clone);
+        Ok(clone)
     }
 
     /// Gives one stopped task its memory, or kills all.
@@ -98,7 +168,9 @@ impl Restore {
         if self.report.error.is_some() {
             return Err(Error::Earlier);
         }
-        let task = &self.restored[self.restored.len() - 1];
+        if self.is_alone() {
+            return Err(Error::Alone);
+        }
         let vpid = process::vpid(pid)?;
         let Some(at) = self.waiting.iter().position(|(t, _)| t.vpid == vpid) else {
             let twice = self.report.attached.iter().any(|a| a.vpid == vpid);
@@ -108,8 +180,12 @@ impl Restore {
                 Error::Unknown(vpid)
             });
         };
+        let clone = self.is_clone()?;
         let (_, vas) = self.waiting.remove(at);
-        let pages = vas.attach(task.as_fd())?.pages;
+        let task = &self.restored[self.restored.len() - 1];
+        let pages = vas
+            .attach(task.as_fd(), self.order.id.bytes(), clone)?
+            .pages;
         let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         criu::info(&format!("attached {pages} pages to {vpid} in {us} us"));
         self.report.attached.push(Attach {
@@ -121,32 +197,62 @@ impl Restore {
         Ok(())
     }
 
-    /// Kills what was restored so far and notes the first reason.
-    pub fn fail(&mut self, why: &Error) {
+    /// Whether the other end of CRIU's connection to the engine is gone.
+    fn is_alone(&self) -> bool {
+        let hung_up = |fd| {
+            let mut poll = libc::pollfd {
+                fd,
+                events: 0,
+                revents: 0,
+            };
+            // SAFETY: `poll` is one live pollfd.
+            unsafe { libc::poll(&raw mut poll, 1, 0) == 1 && poll.revents & libc::POLLHUP != 0 }
+        };
+        self.order.engine.is_some_and(hung_up)
+    }
+
+    /// Kills what was restored so far. CRIU traces it, and waits for the root first: one that
+    /// is PID 1 of a namespace ends after all others there, and they not before CRIU, as their
+    /// tracer, has taken note of their ends. So that is done here.
+    fn kill_all(&self) {
         for task in &self.restored {
             task.kill(libc::SIGKILL);
         }
-        if self.report.error.is_none() {
-            let text = report::chain(why);
-            criu::error(&format!("{text}; the restored tasks are killed"));
-            self.report.error = Some(text);
-            self.report.save();
+        let until = Instant::now() + PATIENCE;
+        while !self.restored.iter().all(PidFd::is_dead) && Instant::now() < until {
+            // SAFETY: takes the status of any child or traced task, without storing it.
+            if unsafe { libc::waitpid(-1, ptr::null_mut(), libc::__WALL | libc::WNOHANG) } <= 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 
-    /// CRIU is done. It must not say success where we failed.
+    /// Kills what was restored so far and notes the first reason.
+    pub fn fail(&mut self, why: &Error) {
+        self.kill_all();
+        if self.report.error.is_none() {
+            let text = text::chain(why);
+            criu::error(&format!("{text}; the restored tasks are killed"));
+            self.report.error = Some(text);
+            self.report.save(self.order.report);
+        }
+    }
+
+    /// CRIU is done. It must not say success where we failed. Without anybody to pass on
+    /// what it says the engine sees a failure: then it has to be one.
     pub fn end(mut self, ret: c_int) {
+        if self.is_alone() {
+            self.fail(&Error::Alone);
+        }
         if ret == 0 && self.report.error.is_none() && !self.waiting.is_empty() {
             self.fail(&Error::Missing {
                 missing: self.waiting.len(),
-                all: self.all,
+                all: self.manifest.tasks.len(),
             });
         }
-        self.report.save();
+        self.report.save(self.order.report);
         if ret == 0 && self.report.error.is_some() {
-            for task in &self.restored {
-                task.kill(libc::SIGKILL);
-            }
+            self.kill_all();
             // SAFETY: ends the process; its tasks are dead.
             unsafe { libc::_exit(1) }
         }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use mvas_abi::vas::{
     VAS_ABI_VERSION, VAS_FEATURE_PAGEMAP_HIDE, VAS_IOC_COMMIT, VAS_IOC_CREATE, VAS_IOC_GUARD,
-    VAS_IOC_INFO, VAS_IOC_OPEN, VAS_NAME_MAX, VasCreate, VasGuard, VasInfo, VasOpen,
+    VAS_IOC_INFO, VAS_IOC_OPEN, VAS_LABEL_MAX, VAS_NAME_MAX, VasCreate, VasGuard, VasInfo, VasOpen,
 };
 pub use mvas_abi::vas::{VAS_ACCESS_READ, VAS_ACCESS_WRITE};
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ mod store;
 mod vas;
 
 pub use store::StoredSnapshot;
-pub use vas::{Attached, Captured, Kept, Range, Stat, VasFile};
+pub use vas::{Attached, Captured, Kept, Range, Stat, Usage, VasFile};
 
 /// The device.
 pub const DEVICE: &str = "/dev/vas";
@@ -49,6 +49,9 @@ pub enum Error {
     /// A name that the kernel cannot hold.
     #[error("`{0}` is no VAS name: 1 to {max} of [A-Za-z0-9._:@+-], not beginning with a dot", max = VAS_NAME_MAX - 1)]
     Name(String),
+    /// A label that the kernel cannot hold.
+    #[error("a label is text of less than {VAS_LABEL_MAX} bytes")]
+    Label,
     /// There is no such VAS.
     #[error("VAS {vas} does not exist any more")]
     Gone {
@@ -158,6 +161,17 @@ fn c_name(name: &str) -> Result<[u8; VAS_NAME_MAX], Error> {
         return Err(Error::Name(name.into()));
     }
     let mut out = [0; VAS_NAME_MAX];
+    out[..bytes.len()].copy_from_slice(bytes);
+    Ok(out)
+}
+
+/// Text as the kernel takes it for a label.
+fn c_label(text: &str) -> Result<[u8; VAS_LABEL_MAX], Error> {
+    let bytes = text.as_bytes();
+    if bytes.len() >= VAS_LABEL_MAX || bytes.contains(&0) {
+        return Err(Error::Label);
+    }
+    let mut out = [0; VAS_LABEL_MAX];
     out[..bytes.len()].copy_from_slice(bytes);
     Ok(out)
 }
@@ -286,6 +300,28 @@ impl Session {
         }
     }
 
+    /// Holds the device against all others that do this, whatever their namespaces; waits
+    /// for them.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn exclusive(&self) -> Result<Exclusive<'_>, Error> {
+        loop {
+            // SAFETY: flock takes two integers.
+            if unsafe { libc::flock(self.0.as_raw_fd(), libc::LOCK_EX) } == 0 {
+                return Ok(Exclusive(self));
+            }
+            let source = io::Error::last_os_error();
+            if source.kind() != io::ErrorKind::Interrupted {
+                return Err(Error::Call {
+                    call: "flock",
+                    what: DEVICE.into(),
+                    source,
+                });
+            }
+        }
+    }
+
     /// The same session once more.
     ///
     /// # Errors
@@ -330,6 +366,17 @@ impl Session {
                 what: DEVICE.into(),
                 source: e,
             })
+    }
+}
+
+/// While it lives, the session has the device for itself. A process that is killed lets go.
+#[derive(Debug)]
+pub struct Exclusive<'a>(&'a Session);
+
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        // SAFETY: flock takes two integers.
+        unsafe { libc::flock(self.0.0.as_raw_fd(), libc::LOCK_UN) };
     }
 }
 

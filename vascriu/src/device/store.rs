@@ -6,12 +6,12 @@ use std::os::fd::AsFd;
 
 use mvas_abi::vas::{
     VAS_DRAIN_MAX, VAS_DRAIN_SYNC, VAS_FEATURE_STORE, VAS_IOC_DRAIN, VAS_IOC_STORE_DELETE,
-    VAS_IOC_STORE_LIST, VAS_IOC_STORE_LOAD, VAS_NAME_MAX, VasDrain, VasStoreDelete, VasStoreList,
-    VasStoreLoad, VasStoreSnapshot,
+    VAS_IOC_STORE_LABEL, VAS_IOC_STORE_LIST, VAS_IOC_STORE_LOAD, VAS_LABEL_MAX, VAS_NAME_MAX,
+    VasDrain, VasStoreDelete, VasStoreLabel, VasStoreList, VasStoreLoad, VasStoreSnapshot,
 };
 use serde::Serialize;
 
-use super::{Error, Session, VasId, c_name, from_c_name, ioctl};
+use super::{Error, Session, VasId, c_label, c_name, from_c_name, ioctl};
 
 /// A complete snapshot in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,6 +24,8 @@ pub struct StoredSnapshot {
     pub pages: u64,
     /// Bytes of the store.
     pub bytes: u64,
+    /// Its label.
+    pub label: String,
 }
 
 impl From<&VasStoreSnapshot> for StoredSnapshot {
@@ -33,6 +35,7 @@ impl From<&VasStoreSnapshot> for StoredSnapshot {
             created_ns: s.created_ns,
             pages: s.blocks.saturating_mul(512).saturating_add(s.packed_pages),
             bytes: s.bytes,
+            label: from_c_name(&s.label),
         }
     }
 }
@@ -105,6 +108,7 @@ impl Session {
             packed_pages: 0,
             bytes: 0,
             reserved: 0,
+            label: [0; VAS_LABEL_MAX],
         };
         let mut found = Vec::new();
         let mut buf = vec![EMPTY; BATCH];
@@ -151,15 +155,29 @@ impl Session {
         Ok(ids.into_iter().map(VasId).collect())
     }
 
-    /// Removes a snapshot from the store; with `created_ns`, only the one that was made
-    /// then. A cold VAS of it is lost.
+    /// Gives a snapshot in the store another label.
+    ///
+    /// # Errors
+    /// [`Error::NotStored`]: it is not there, or not complete yet; and what the kernel says.
+    pub fn store_label(&self, name: &str, text: &str) -> Result<(), Error> {
+        let mut arg = VasStoreLabel {
+            name: c_name(name)?,
+            label: c_label(text)?,
+        };
+        // SAFETY: STORE_LABEL takes a VasStoreLabel, which holds no pointers.
+        unsafe { ioctl(self.0.as_fd(), VAS_IOC_STORE_LABEL, &mut arg) }
+            .map(drop)
+            .map_err(|e| failed("STORE_LABEL", name, e))
+    }
+
+    /// Removes a snapshot from the store. A cold VAS of it is lost.
     ///
     /// # Errors
     /// [`Error::NotStored`], and what the kernel says.
-    pub fn unstore(&self, name: &str, created_ns: Option<u64>) -> Result<(), Error> {
+    pub fn unstore(&self, name: &str) -> Result<(), Error> {
         let mut arg = VasStoreDelete {
             name: c_name(name)?,
-            created_ns: created_ns.unwrap_or(0),
+            created_ns: 0,
             flags: 0,
             reserved: 0,
         };

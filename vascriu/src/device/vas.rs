@@ -4,14 +4,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use mvas_abi::vas::{
-    VAS_CAPTURE_HIDE, VAS_DELETE_FORCE, VAS_IOC_ATTACH, VAS_IOC_CAPTURE, VAS_IOC_DELETE,
-    VAS_IOC_EVICT, VAS_IOC_RANGES, VAS_IOC_STAT, VAS_NAME_MAX, VAS_RANGE_HUGE, VAS_STATE_COMMITTED,
+    VAS_ATTACH_CLONE, VAS_CAPTURE_HIDE, VAS_DELETE_FORCE, VAS_IOC_ATTACH, VAS_IOC_CAPTURE,
+    VAS_IOC_DELETE, VAS_IOC_EVICT, VAS_IOC_GET_LABEL, VAS_IOC_RANGES, VAS_IOC_SET_LABEL,
+    VAS_IOC_STAT, VAS_IOC_USAGE, VAS_LABEL_MAX, VAS_NAME_MAX, VAS_RANGE_HUGE, VAS_STATE_COMMITTED,
     VAS_STORE_COLD, VAS_STORE_DRAINING, VAS_STORE_STORED, VasAttach, VasCapture, VasDelete,
-    VasEvict, VasRange, VasRanges, VasStat,
+    VasEvict, VasLabel, VasRange, VasRanges, VasStat, VasUsage,
 };
 use serde::Serialize;
 
-use super::{Error, VasId, from_c_name, ioctl};
+use super::{Error, VasId, c_label, from_c_name, ioctl};
 
 /// What a capture did, in 4 KiB pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -113,6 +114,15 @@ impl From<u32> for Kept {
             _ => Self::Hot,
         }
     }
+}
+
+/// Whom the resident pages of a VAS belong to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// 4 KiB pages that it alone maps.
+    pub own_pages: u64,
+    /// 4 KiB pages that others map, too.
+    pub shared_pages: u64,
 }
 
 /// One VMA of a VAS.
@@ -220,14 +230,22 @@ impl VasFile {
         })
     }
 
-    /// Replaces the task's memory by the whole VAS, in place.
+    /// Replaces the task's memory by the whole VAS, in place. `/proc/PID/vas` tells
+    /// `snapshot` from then on. In a `clone`, what is to be wiped on fork is empty.
     ///
     /// # Errors
     /// The target's VMAs are not those of the capture, it is gone or may not be
     /// traced, or memory is short; then nothing happened.
-    pub fn attach(&self, pidfd: BorrowedFd<'_>) -> Result<Attached, Error> {
+    pub fn attach(
+        &self,
+        pidfd: BorrowedFd<'_>,
+        snapshot: [u8; 16],
+        clone: bool,
+    ) -> Result<Attached, Error> {
         self.attach_with(VasAttach {
             pidfd: pidfd.as_raw_fd(),
+            flags: if clone { VAS_ATTACH_CLONE } else { 0 },
+            snapshot,
             ..VasAttach::default()
         })
     }
@@ -278,6 +296,49 @@ impl VasFile {
         unsafe { ioctl(self.fd.as_fd(), VAS_IOC_EVICT, &mut arg) }
             .map_err(|e| self.failed("EVICT", e))?;
         Ok(arg.pages)
+    }
+
+    /// Its label.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn label(&self) -> Result<String, Error> {
+        let mut arg = VasLabel {
+            label: [0; VAS_LABEL_MAX],
+        };
+        // SAFETY: GET_LABEL takes a VasLabel, which holds no pointers.
+        unsafe { ioctl(self.fd.as_fd(), VAS_IOC_GET_LABEL, &mut arg) }
+            .map_err(|e| self.failed("GET_LABEL", e))?;
+        Ok(from_c_name(&arg.label))
+    }
+
+    /// Gives it another label.
+    ///
+    /// # Errors
+    /// [`Error::Label`], or what the kernel says.
+    pub fn set_label(&self, text: &str) -> Result<(), Error> {
+        let mut arg = VasLabel {
+            label: c_label(text)?,
+        };
+        // SAFETY: SET_LABEL takes a VasLabel, which holds no pointers.
+        unsafe { ioctl(self.fd.as_fd(), VAS_IOC_SET_LABEL, &mut arg) }
+            .map(drop)
+            .map_err(|e| self.failed("SET_LABEL", e))
+    }
+
+    /// Which of its resident pages are its own.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn usage(&self) -> Result<Usage, Error> {
+        let mut arg = VasUsage::default();
+        // SAFETY: USAGE takes a VasUsage, which holds no pointers.
+        unsafe { ioctl(self.fd.as_fd(), VAS_IOC_USAGE, &mut arg) }
+            .map_err(|e| self.failed("USAGE", e))?;
+        Ok(Usage {
+            own_pages: arg.own_pages,
+            shared_pages: arg.shared_pages,
+        })
     }
 
     /// What this VAS is.

@@ -2,7 +2,7 @@
 //! restore.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -11,9 +11,10 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::bad_input::executable;
 use crate::harness::{
-    Test, Workload, dump, end_workloads, errors, good, is_debug_kernel, packet_filters, restore,
-    rm, vascriu, vases, wait_until, workloads,
+    Test, Workload, bad, dump, end_workloads, errors, good, is_debug_kernel, ls, packet_filters,
+    restore, rm, vascriu, vases, wait_until, work_dirs, workloads,
 };
 use crate::snapshots::small;
 use crate::workload::Options;
@@ -44,6 +45,23 @@ pub const TESTS: &[Test] = &[
         "vascriu_killed_in_a_restore_leaves_all_or_nothing",
         vascriu_in_restore,
     ),
+    (
+        "vascriu_killed_in_a_dump_into_a_directory_loses_nothing",
+        vascriu_in_dump_with_directory,
+    ),
+    (
+        "a_wrapper_of_criu_that_fails_after_it_loses_nothing",
+        wrapper_fails,
+    ),
+    (
+        "criu_killed_behind_a_wrapper_leaves_the_tasks_or_the_snapshot",
+        behind_wrapper,
+    ),
+    ("a_killed_wrapper_takes_its_criu_along", wrapper_killed),
+    (
+        "criu_killed_in_a_restore_leaves_no_cgroup_mounted",
+        cgroups_of_killed_restore,
+    ),
     ("faults_inside_criu_are_clean_failures", faults),
 ];
 
@@ -54,11 +72,11 @@ fn moments(whole: Duration) -> Vec<Duration> {
     (0..=steps).map(|step| whole * step / steps).collect()
 }
 
-fn child_of(pid: u32) -> Option<i32> {
+fn child_of(pid: u32, is: &str) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     let first = children.split_whitespace().next()?.parse().ok()?;
     let comm = fs::read_to_string(format!("/proc/{first}/comm")).ok()?;
-    (comm.trim() == "criu").then_some(first)
+    (comm.trim() == is).then_some(first)
 }
 
 fn kill(pid: i32) {
@@ -70,7 +88,7 @@ fn kill(pid: i32) {
 fn criu_after(running: &mut Child, part: Duration) -> Option<i32> {
     let mut criu = None;
     wait_until("CRIU to start", || {
-        criu = child_of(running.id());
+        criu = child_of(running.id(), "criu");
         criu.is_some() || matches!(running.try_wait(), Ok(Some(_)))
     });
     sleep(part);
@@ -99,14 +117,15 @@ fn rehearse(w: &Workload, options: &[&str]) -> (Duration, Duration) {
 /// The tasks go on, or there is a snapshot that can take their place: says whether that.
 #[track_caller]
 fn tasks_or_snapshot(w: &Workload, name: &str, options: &[&str]) -> bool {
-    let kept = !vases().is_empty();
+    // What a killed CRIU did not commit goes with the last of its children.
+    let kept = !ls().is_empty();
     if kept {
         w.kill(); // tasks that CRIU did not come to end
         end_workloads();
         restore(name, w, options);
         rm(&[name]);
     }
-    assert_eq!(vases(), Vec::<String>::new());
+    wait_until("the VASes to be gone", || vases().is_empty());
     w.check();
     assert_eq!(packet_filters(), "", "the connection is locked");
     kept
@@ -237,7 +256,7 @@ fn criu_in_restore(dir: &Path) {
 }
 
 /// Also where a vascriu that was killed had only just begun it.
-fn criu_is_gone() -> bool {
+pub fn criu_is_gone() -> bool {
     !Command::new("pgrep")
         .args(["-x", "criu|vascriu"])
         .stdout(Stdio::null())
@@ -259,10 +278,170 @@ fn vascriu_in_dump(dir: &Path) {
         dumping.kill().expect("kill");
         dumping.wait().expect("status");
         wait_until("CRIU to end", criu_is_gone);
-        // The next vascriu finishes or takes back what it finds.
-        good(&mut vascriu(&["ls"]));
+        // Nothing has to be finished or taken back by whoever comes next.
         tasks_or_snapshot(&w, "x", &[]);
     }
+}
+
+fn vascriu_in_dump_with_directory(dir: &Path) {
+    let w = Workload::start(&Options {
+        children: 2,
+        ..small(dir)
+    });
+    let (whole, _) = rehearse(&w, &[]);
+    let images = dir.join("images");
+    for moment in moments(whole) {
+        let mut dumping = spawn(dump(w.pid, "x").arg("-D").arg(&images));
+        sleep(moment);
+        dumping.kill().expect("kill");
+        dumping.wait().expect("status");
+        wait_until("CRIU to end", criu_is_gone);
+        // Who believes paths would remove what has none yet.
+        good(&mut vascriu(&["gc"]));
+        if vases().is_empty() {
+            w.check();
+        } else {
+            w.kill();
+            end_workloads();
+            good(vascriu(&["restore", "-d", "-D"]).arg(&images));
+            w.check();
+            rm(&["x"]);
+        }
+        let _ = fs::remove_dir_all(&images);
+    }
+}
+
+/// A script that runs CRIU, with `before` and `after` around.
+fn wrapper(dir: &Path, before: &str, after: &str) -> PathBuf {
+    let path = dir.join("wrapper");
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" != --version ] || exec criu --version\n{before} criu \"$@\"\n{after}\n"
+    );
+    executable(&path, &text);
+    path
+}
+
+fn wrapper_fails(dir: &Path) {
+    let w = Workload::start(&Options {
+        children: 1,
+        ..small(dir)
+    });
+    let images = dir.join("images");
+    for after in ["exit 1", "exit 137", "kill -9 $$"] {
+        let script = wrapper(dir, "", after);
+        let mut command = dump(w.pid, "x");
+        command.env("VASCRIU_CRIU", &script).arg("-D").arg(&images);
+        bad(&mut command, &["the snapshot was whole", "kept as"]);
+        assert_eq!(images.read_dir().expect("directory").count(), 1);
+        let (r, _) = restore("x", &w, &[]);
+        r.check();
+        rm(&["x"]);
+    }
+    // With all tasks alive there is nothing to lose.
+    let script = wrapper(dir, "", "exit 1");
+    let mut command = dump(w.pid, "x");
+    command
+        .env("VASCRIU_CRIU", &script)
+        .arg("-R")
+        .arg("-D")
+        .arg(&images);
+    bad(&mut command, &["CRIU's dump failed"]);
+    assert_eq!(vases(), Vec::<String>::new());
+    // And a directory that goes meanwhile is no snapshot.
+    let script = wrapper(dir, "", &format!("rm -r {}", images.display()));
+    good(
+        dump(w.pid, "x")
+            .env("VASCRIU_CRIU", &script)
+            .arg("-D")
+            .arg(&images),
+    );
+    let (r, _) = restore("x", &w, &[]);
+    r.check();
+    r.kill();
+    rm(&["x"]);
+}
+
+fn behind_wrapper(dir: &Path) {
+    let w = Workload::start(&Options {
+        children: 2,
+        threads: 2,
+        files: true,
+        ..small(dir)
+    });
+    let (whole, _) = rehearse(&w, &[]);
+    for moment in moments(whole) {
+        let seconds = moment.as_secs_f64().max(0.001);
+        let script = wrapper(dir, &format!("timeout -s KILL {seconds}"), "");
+        let out = dump(w.pid, "x").env("VASCRIU_CRIU", &script).output();
+        let said = errors(&out.expect("vascriu"));
+        println!(
+            "after {seconds} s: {}",
+            said.lines().next().unwrap_or("done")
+        );
+        wait_until("CRIU to end", criu_is_gone);
+        tasks_or_snapshot(&w, "x", &[]);
+    }
+}
+
+fn wrapper_killed(dir: &Path) {
+    let w = Workload::start(&Options {
+        children: 2,
+        threads: 2,
+        files: true,
+        ..small(dir)
+    });
+    let (whole, _) = rehearse(&w, &[]);
+    let script = wrapper(dir, "", "exit $?");
+    for moment in moments(whole) {
+        let mut command = dump(w.pid, "x");
+        let mut dumping = spawn(command.env("VASCRIU_CRIU", &script));
+        sleep(moment);
+        if let Some(wrapper) = child_of(dumping.id(), "wrapper") {
+            kill(wrapper);
+        }
+        dumping.wait().expect("status");
+        assert!(criu_is_gone(), "it went with its wrapper");
+        tasks_or_snapshot(&w, "x", &[]);
+    }
+}
+
+/// CRIU mounts the cgroups in its work directory to move tasks there.
+fn cgroups_of_killed_restore(dir: &Path) {
+    let group = Path::new("/sys/fs/cgroup/vascriu-test");
+    fs::create_dir_all(group).expect("group");
+    let w = Workload::start(&small(dir));
+    fs::write(group.join("cgroup.procs"), w.pid.to_string()).expect("move");
+    let (_, whole) = rehearse(&w, &[]);
+    w.dump("x", &[]);
+    for moment in moments(whole) {
+        let mut restoring = spawn(&mut vascriu(&["restore", "x", "-d"]));
+        if let Some(criu) = criu_after(&mut restoring, moment) {
+            kill(criu);
+            restoring.kill().expect("kill");
+        }
+        restoring.wait().expect("status");
+        // Without the two, what is half restored would wait for ever.
+        wait_until("CRIU to end", || {
+            let left = Command::new("pgrep").args(["-x", "criu"]).output();
+            let left = String::from_utf8(left.expect("pgrep").stdout).expect("PIDs");
+            left.lines()
+                .filter_map(|pid| pid.parse().ok())
+                .for_each(kill);
+            criu_is_gone()
+        });
+        end_workloads();
+        for command in ["ls", "gc"] {
+            good(&mut vascriu(&[command]));
+        }
+        assert_eq!(work_dirs(), Vec::<String>::new());
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        assert!(!mounts.contains("/run/vascriu"), "{mounts}");
+    }
+    let (r, _) = restore("x", &w, &[]);
+    r.check();
+    r.kill();
+    rm(&["x"]);
+    wait_until("the group to empty", || fs::remove_dir(group).is_ok());
 }
 
 fn vascriu_in_restore(dir: &Path) {

@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use vascriu::snapshot::id::SnapshotId;
 
 use crate::watchdog::Watchdog;
 use crate::workload::{self, Options};
@@ -99,41 +100,59 @@ pub fn workloads() -> Vec<i32> {
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         cmdline.split(|&b| b == 0).nth(1) == Some(b"workload")
     };
-    let pids = Path::new("/proc").read_dir().expect("proc").flatten();
-    pids.filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .filter(is_one)
-        .collect()
+    vascriu::process::all().filter(is_one).collect()
+}
+
+/// The number of KiB in the line of `text` that begins with `key`, as /proc writes it.
+#[track_caller]
+pub fn kib_of(text: &str, key: &str) -> u64 {
+    let line = text.lines().find_map(|l| l.strip_prefix(key));
+    let kib = line.expect("a line").trim().trim_end_matches(" kB");
+    kib.parse().expect("a number")
 }
 
 /// Removes what is left of snapshots, and says what that was.
 fn vascriu_all_gone() -> Vec<String> {
     let mut left = all_vases();
-    for entry in Path::new("/run/vascriu")
-        .read_dir()
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        if entry.file_name() != ".locks" {
-            left.push(entry.path().display().to_string());
-            if fs::remove_file(entry.path()).is_err() {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
+    left.extend(work_dirs());
+    for row in ls() {
+        let id = row["id"].as_str().expect("an identity");
+        left.push(format!("snapshot {row}"));
+        rm(&[id]);
     }
     let _ = Command::new("vascriu")
         .arg("gc")
         .stdout(Stdio::null())
         .status();
-    for row in json(&mut vascriu(&["ls", "--json"]))
-        .as_array()
-        .expect("rows")
-    {
-        let name = row["name"].as_str().expect("a name");
-        left.push(format!("{name} in the store"));
-        rm(&[name]);
-    }
     left
+}
+
+/// What is in vascriu's directory but for what it knows of CRIU.
+pub fn work_dirs() -> Vec<String> {
+    let dir = Path::new("/run/vascriu").read_dir();
+    let names = dir.into_iter().flatten().flatten();
+    let names = names.map(|e| e.path().display().to_string());
+    names.filter(|n| !n.contains("/criu-version.")).collect()
+}
+
+/// All snapshots, as `ls` tells them.
+#[track_caller]
+pub fn ls() -> Vec<Value> {
+    let list = json(&mut vascriu(&["ls", "--json"]));
+    assert_eq!(list["version"], 1);
+    list["snapshots"].as_array().expect("snapshots").clone()
+}
+
+/// The identity of the snapshot that has this name.
+#[track_caller]
+pub fn id_of(name: &str) -> SnapshotId {
+    let rows = ls();
+    let row = rows.iter().find(|r| r["name"] == name);
+    let row = row.unwrap_or_else(|| panic!("no {name} in {rows:?}"));
+    row["id"]
+        .as_str()
+        .and_then(|id| id.parse().ok())
+        .expect("an identity")
 }
 
 /// Names of all VASes of tasks.
@@ -143,7 +162,7 @@ pub fn vases() -> Vec<String> {
     names
 }
 
-/// Names of all VASes, those of images for the snapshot store too.
+/// Names of all VASes, those of images too.
 pub fn all_vases() -> Vec<String> {
     let dir = Path::new("/sys/kernel/vas")
         .read_dir()

@@ -6,13 +6,18 @@
 //! `guest churn …`, `verify`, `start` and `ask` are for the tests of whole microVMs.
 
 mod bad_input;
+mod bundle;
 mod churn;
+mod clone;
 mod container;
 mod crash;
 mod drain;
 mod failures;
 mod frames;
 mod harness;
+mod killed;
+mod object;
+mod randomness;
 mod snapshots;
 mod store;
 mod watchdog;
@@ -28,6 +33,7 @@ fn main() {
         Some("churn") => return churn::main(&args[2..]),
         Some("verify") => return churn::verify(&args[2..]),
         Some("start") => return churn::start(&args[2..]),
+        Some("refusing") => return failures::refusing(&args[2..]),
         Some("ask") => return churn::ask(&args[2..]),
         _ => {}
     }
@@ -35,16 +41,24 @@ fn main() {
     let has_store = Session::open().is_ok_and(|s| s.has_store().unwrap_or(false));
     let everywhere = [
         snapshots::TESTS,
+        object::TESTS,
         container::TESTS,
+        killed::TESTS,
         bad_input::TESTS,
         failures::TESTS,
         crash::TESTS,
+        clone::TESTS,
+        clone::net::TESTS,
+        clone::limits::TESTS,
+        clone::runc::TESTS,
+        randomness::TESTS,
     ]
     .concat();
     let all = [
         (everywhere.as_slice(), true),
         (store::TESTS, has_store),
         (drain::TESTS, has_store),
+        (randomness::TESTS_WITH_STORE, has_store),
         (store::TESTS_WITHOUT, !has_store),
     ];
     let trial = |&(name, test): &harness::Test, runs: bool| {

@@ -8,13 +8,16 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use memmap2::MmapMut;
-use serde_json::{Value, json as value};
-use vascriu::device::{Session, VAS_ACCESS_READ, VAS_ACCESS_WRITE, VasId};
-use vascriu::process::PidFd;
+use serde_json::Value;
+use vascriu::device::{Session, VasId};
+use vascriu::process::{PidFd, Vpid};
+use vascriu::snapshot::id::SnapshotId;
+use vascriu::snapshot::registry::Registry;
 
+use crate::crash::criu_is_gone;
 use crate::harness::{
-    Test, Workload, all_vases, bad, dump, end_workloads, good, json, restore, rm, vascriu, vases,
-    wait_until,
+    Test, Workload, all_vases, bad, dump, end_workloads, good, id_of, json, ls, restore, rm,
+    vascriu, vases, wait_until,
 };
 use crate::snapshots::small;
 use crate::workload::Options;
@@ -25,7 +28,7 @@ pub const TESTS: &[Test] = &[
     ("a_dump_goes_to_the_store_in_the_background", background),
     ("a_snapshot_comes_back_after_a_reboot", reboot),
     (
-        "a_snapshot_whose_images_were_elsewhere_comes_back_after_a_reboot",
+        "a_reference_brings_its_snapshot_after_a_reboot",
         reboot_elsewhere,
     ),
     ("a_drain_ends_with_its_snapshot", rm_while_draining),
@@ -47,32 +50,28 @@ pub const TESTS_WITHOUT: &[Test] = &[("without_a_store_snapshots_stay_in_the_gue
 /// The only row of `ls`.
 #[track_caller]
 pub fn row() -> Value {
-    let rows = json(&mut vascriu(&["ls", "--json"]));
-    assert_eq!(rows.as_array().map(Vec::len), Some(1), "{rows}");
+    let rows = ls();
+    assert_eq!(rows.len(), 1, "{rows:?}");
     rows[0].clone()
 }
 
-pub fn kept() -> Value {
-    row()["kept"].clone()
+pub fn state() -> Value {
+    row()["state"].clone()
 }
 
+#[track_caller]
 pub fn nothing_left() {
-    assert_eq!(json(&mut vascriu(&["ls", "--json"])), value!([]));
+    assert_eq!(ls(), Vec::<Value>::new());
     assert_eq!(all_vases(), Vec::<String>::new());
 }
 
 /// Takes from this guest all that it has of a snapshot, as its reboot would.
 pub fn forget(name: &str) {
-    let session = Session::open().expect("session");
-    let prefix = format!("{name}:");
-    for vas in all_vases().iter().filter(|v| v.starts_with(&prefix)) {
-        let vas = session.vas_by_name(vas, VAS_ACCESS_READ | VAS_ACCESS_WRITE);
-        vas.expect("VAS").delete(true).expect("delete");
+    let registry = Registry::open().expect("registry");
+    let id = id_of(name);
+    for vas in registry.members(id).expect("VASes") {
+        vas.delete(true).expect("delete");
     }
-    let path = Path::new("/run/vascriu").join(name);
-    fs::remove_file(&path)
-        .or_else(|_| fs::remove_dir_all(&path))
-        .expect("remove");
 }
 
 fn tree(dir: &Path) -> Options {
@@ -88,11 +87,11 @@ fn cold(dir: &Path) {
     assert_eq!(w.check(), 1);
     let said = w.dump("x", &["--sync"]);
     assert_eq!(said["kept"], "stored");
-    assert_eq!(kept(), "stored");
+    assert_eq!(state(), "stored");
     for n in 0..2 {
         let freed = json(&mut vascriu(&["evict", "x", "--json"]));
         assert!(freed["pages"].as_u64() >= Some(16 * 256), "{freed}");
-        assert_eq!(kept(), "cold");
+        assert_eq!(state(), "cold");
         assert!(good(&mut vascriu(&["show", "x"])).contains("cold"));
         let (r, _) = restore("x", &w, &[]);
         assert_eq!(r.check(), 2, "every copy begins where the snapshot was");
@@ -126,8 +125,8 @@ fn background(dir: &Path) {
     let (r, _) = restore("x", &w, &[]);
     assert_eq!(r.check(), 1);
     r.kill();
-    wait_until("the drain", || kept() == "stored");
-    assert!(good(&mut vascriu(&["ls"])).contains("ready, stored"));
+    wait_until("the drain", || state() == "stored");
+    assert!(good(&mut vascriu(&["ls"])).contains("stored"));
     let (r, _) = restore("x", &w, &[]);
     assert_eq!(r.check(), 1);
     r.kill();
@@ -137,7 +136,7 @@ fn background(dir: &Path) {
 
 fn comes_back_after_reboot(w: &Workload) {
     forget("x");
-    assert_eq!(kept(), "in_store");
+    assert_eq!(state(), "in_store_only");
     assert!(good(&mut vascriu(&["ls"])).contains("in store only"));
     assert!(good(&mut vascriu(&["show", "x"])).contains("in store only"));
     for _ in 0..2 {
@@ -145,7 +144,6 @@ fn comes_back_after_reboot(w: &Workload) {
         assert_eq!(r.check(), 2);
         r.kill();
     }
-    assert_eq!(row()["state"], "ready");
     assert_eq!(vases().len(), 2);
     good(&mut vascriu(&["evict", "x"]));
     let (r, _) = restore("x", w, &[]);
@@ -167,8 +165,13 @@ fn reboot_elsewhere(dir: &Path) {
     assert_eq!(w.check(), 1);
     let images = dir.join("images");
     w.dump("x", &["--sync", "-D", images.to_str().expect("UTF-8")]);
-    fs::remove_dir_all(images).expect("remove");
+    forget("x");
+    good(vascriu(&["restore", "-d", "-D"]).arg(&images));
+    assert_eq!(w.check(), 2);
+    w.kill();
     comes_back_after_reboot(&w);
+    let says = ["dumped on", "snapshot store of another machine"];
+    bad(vascriu(&["restore", "-d", "-D"]).arg(&images), &says);
 }
 
 fn rm_while_draining(dir: &Path) {
@@ -199,10 +202,10 @@ fn rm_while_draining(dir: &Path) {
 fn name_twice(dir: &Path) {
     let w = Workload::start(&small(dir));
     w.dump("x", &["--sync", "--leave-running"]);
-    bad(&mut dump(w.pid, "x"), &["exists already"]);
+    bad(&mut dump(w.pid, "x"), &["is taken"]);
     forget("x");
     for more in [&[][..], &["--sync"]] {
-        bad(dump(w.pid, "x").args(more), &["store has a `x` already"]);
+        bad(dump(w.pid, "x").args(more), &["the name `x` is taken"]);
     }
     assert_eq!(w.check(), 1, "it goes on");
     rm(&["x"]);
@@ -214,8 +217,8 @@ fn name_twice(dir: &Path) {
 fn guest_only(dir: &Path) {
     let w = Workload::start(&small(dir));
     assert_eq!(w.dump("x", &["--guest-only"])["kept"], "hot");
-    assert_eq!(kept(), "hot");
-    assert_eq!(all_vases().len(), 1);
+    assert_eq!(state(), "hot");
+    assert_eq!(all_vases().len(), 2);
     bad(
         &mut vascriu(&["evict", "x"]),
         &["cannot evict x", "not in the store"],
@@ -245,9 +248,9 @@ fn killed_restore(dir: &Path) {
         sleep(Duration::from_millis(wait));
         restoring.kill().expect("kill");
         restoring.wait().expect("status");
-        wait_until("its CRIU to end", || row()["state"] != "busy");
+        wait_until("its CRIU to end", criu_is_gone);
         end_workloads();
-        if kept() == "in_store" {
+        if state() == "in_store_only" {
             assert_eq!(all_vases(), Vec::<String>::new(), "after {wait} ms");
         }
         let (r, _) = restore("x", &w, &[]);
@@ -259,14 +262,16 @@ fn killed_restore(dir: &Path) {
 }
 
 /// Puts a snapshot of one VAS into the store by hand, and nothing of it stays here.
-pub fn stored(snapshot: &str, vas: &str, memory: &[u8]) {
+fn stored(snapshot: SnapshotId, vas: &str, memory: &[u8]) {
     let session = Session::open().expect("session");
     let own = PidFd::open(std::process::id().cast_signed()).expect("pidfd");
     let mut pages = MmapMut::map_anon(memory.len().next_multiple_of(4096)).expect("memory");
     pages[..memory.len()].copy_from_slice(memory);
     let (id, file): (VasId, _) = session.create(vas, 0o600).expect("create");
     file.capture_own(own.as_fd(), &pages).expect("capture");
-    session.drain(snapshot, &[id], true).expect("drain");
+    session
+        .drain(&snapshot.to_string(), &[id], true)
+        .expect("drain");
 }
 
 fn not_ours(_: &Path) {
@@ -277,22 +282,29 @@ fn not_ours(_: &Path) {
         let all = (16 + entry.len()) as u64;
         [&head[..], &all.to_le_bytes(), &entry].concat()
     };
+    let id = SnapshotId::random();
+    let images = id.images_vas();
     let cases = [
-        ("x:1", vec![1; 4096], "no images"),
-        ("x:images", vec![1; 4096], "damaged"),
-        ("x:images", [&head[..], &[0xff; 8]].concat(), "damaged"),
-        ("x:images", file("../x.img"), "no right name"),
-        ("x:images", file("a.img"), "no vas.json"),
-        ("x:images", file("vas.json"), "damaged"),
+        (id.task_vas(Vpid(1)), vec![1; 4096], "no images"),
+        ("x:images".into(), vec![1; 4096], "no snapshot of vascriu"),
+        (
+            SnapshotId::random().images_vas(),
+            vec![1; 4096],
+            "no snapshot of vascriu",
+        ),
+        (images.clone(), vec![1; 4096], "damaged"),
+        (images.clone(), [&head[..], &[0xff; 8]].concat(), "damaged"),
+        (images.clone(), file("../x.img"), "no right name"),
+        (images.clone(), file("a.img"), "no images of vascriu"),
+        (images, file("vas.json"), "damaged"),
     ];
+    let text = id.to_string();
     for (vas, memory, says) in cases {
-        stored("x", vas, &memory);
-        bad(&mut vascriu(&["restore", "x"]), &["cannot restore x", says]);
-        assert_eq!(all_vases(), Vec::<String>::new());
-        assert_eq!(kept(), "in_store");
-        rm(&["x"]);
+        stored(id, &vas, &memory);
+        bad(&mut vascriu(&["restore", &text]), &["cannot restore", says]);
+        rm(&[&text]);
+        nothing_left();
     }
-    nothing_left();
 }
 
 fn without(dir: &Path) {
@@ -305,8 +317,8 @@ fn without(dir: &Path) {
     assert!(good(&mut vascriu(&["check"])).contains("none: snapshots stay in the guest"));
     let out = dump(w.pid, "x").output().expect("vascriu");
     assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
-    assert_eq!(kept(), "hot");
-    assert_eq!(all_vases().len(), 1);
+    assert_eq!(state(), "hot");
+    assert_eq!(all_vases().len(), 2);
     bad(&mut vascriu(&["evict", "x"]), &["cannot evict x"]);
     let (r, _) = restore("x", &w, &[]);
     assert_eq!(r.check(), 2);

@@ -40,6 +40,8 @@ pub struct Options {
     pub files: bool,
     /// A TCP connection over the loopback.
     pub tcp: bool,
+    /// None of all that, but the program of `randomness.rs`.
+    pub random: bool,
 }
 
 impl Options {
@@ -57,6 +59,7 @@ impl Options {
             (self.huge, "huge"),
             (self.files, "files"),
             (self.tcp, "tcp"),
+            (self.random, "random"),
         ] {
             if on {
                 args.push(name.into());
@@ -80,6 +83,7 @@ impl Options {
                 "huge" => o.huge = true,
                 "files" => o.files = true,
                 "tcp" => o.tcp = true,
+                "random" => o.random = true,
                 _ => panic!("unknown option {name}"),
             }
         }
@@ -322,7 +326,8 @@ pub fn ack(dir: &Path, pid: i32) -> PathBuf {
     dir.join(format!("ack-{pid}"))
 }
 
-fn put(path: &Path, text: &str) {
+/// Writes a file at once.
+pub fn put(path: &Path, text: &str) {
     let new = path.with_extension("new");
     fs::write(&new, text).expect("write");
     fs::rename(new, path).expect("rename");
@@ -361,6 +366,9 @@ fn check_child(dir: &Path, child: Pid) -> Result<(), String> {
 /// Runs a workload until it is killed.
 pub fn main(args: &[String]) {
     let o = Options::parse(args);
+    if o.random {
+        return crate::randomness::main(&o.dir);
+    }
     let _ = setsid();
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGUSR1);

@@ -78,8 +78,8 @@ pub(super) struct RunArgs {
     /// An initial RAM file system
     #[arg(long, value_name = "FILE")]
     pub initramfs: Option<PathBuf>,
-    /// The root file system, never written to [default: $MVAS_IMAGE, or the one built last;
-    /// none with --initramfs]
+    /// The root file system, never written to: a file, or a flavor such as `containers`
+    /// [default: $MVAS_IMAGE, or the one built last; none with --initramfs]
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
     /// A raw disk image, again for more: /dev/vdb, /dev/vdc, …; with ",ro" read-only
@@ -95,7 +95,7 @@ pub(super) struct RunArgs {
     /// Use a store that is not in a tmpfs, for tests
     #[arg(long)]
     pub store_force: bool,
-    /// Which snapshots of the store the guest may restore, list and remove
+    /// Which snapshots of the store the guest may restore, list, label and remove
     #[arg(long, value_name = "WHICH", default_value = "own")]
     pub grant: GrantArg,
     /// More for the kernel's command line

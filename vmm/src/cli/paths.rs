@@ -75,12 +75,25 @@ pub(crate) fn kernel(asked: Option<&Path>) -> Result<PathBuf> {
     pick("kernel", asked, "MVAS_KERNEL", "bzImage")
 }
 
-/// The guest image: what was asked for, `$MVAS_IMAGE`, or what was built last.
+/// The guest image: what was asked for, `$MVAS_IMAGE`, or what was built last. A word that is
+/// no path names a flavor.
 ///
 /// # Errors
 /// There is none.
 pub(crate) fn image(asked: Option<&Path>) -> Result<PathBuf> {
-    pick("image", asked, "MVAS_IMAGE", "rootfs.ext4")
+    let flavor = asked.and_then(flavor).and_then(|name| built_last(&name));
+    pick(
+        "image",
+        flavor.as_deref().or(asked),
+        "MVAS_IMAGE",
+        "rootfs.ext4",
+    )
+}
+
+/// Under which name the image of a flavor is kept.
+fn flavor(asked: &Path) -> Option<String> {
+    let is_path = asked.components().count() != 1 || asked.exists();
+    (!is_path).then(|| format!("rootfs-{}.ext4", asked.display()))
 }
 
 fn pick(option: &str, asked: Option<&Path>, variable: &str, built: &str) -> Result<PathBuf> {
@@ -101,6 +114,15 @@ fn pick(option: &str, asked: Option<&Path>, variable: &str, built: &str) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_is_a_path_or_a_flavor() {
+        let containers = Some("rootfs-containers.ext4".to_owned());
+        assert_eq!(flavor(Path::new("containers")), containers);
+        assert_eq!(flavor(Path::new("./containers")), None);
+        assert_eq!(flavor(Path::new("/x/rootfs.ext4")), None);
+        assert_eq!(flavor(Path::new("Cargo.toml")), None);
+    }
 
     #[test]
     fn everybody_has_a_runtime_folder() {

@@ -157,8 +157,15 @@ fn publishing_what_vcpus_are_writing_loses_no_write_and_freezes_each_block() {
                 requests.publish(draft, blocks);
             }
             requests.commit(draft);
+            // The blocks of one request are published in the order of their addresses.
+            let mut indices = 0..;
+            let in_time = groups.iter().flat_map(|group| {
+                let mut group: Vec<_> = group.iter().copied().zip(indices.by_ref()).collect();
+                group.sort_unstable();
+                group
+            });
             let mut last = 0;
-            for (index, block) in (0..).zip(groups.concat()) {
+            for (block, index) in in_time {
                 requests.map(draft, SPARE, index);
                 if block == 0 {
                     assert!(requests.read(SPARE * BLOCK + 0x8f00) & 0xffff_ffff > 0);

@@ -48,15 +48,31 @@ impl Shelf {
         assert_eq!(found["problems"], Value::Array(Vec::new()), "{found}");
     }
 
-    /// Names of all snapshots.
-    pub fn names(&self) -> Vec<String> {
+    /// Name and identity of all snapshots, by name.
+    fn snapshots(&self) -> Vec<(String, String)> {
+        let text = |v: &Value| v.as_str().expect("text").to_owned();
+        let both = |s: &Value| (text(&s["label"]["name"]), text(&s["name"]));
         let list = self.json(&["snapshots", "ls"]);
-        let name = |s: &Value| s["name"].as_str().expect("a name").to_owned();
-        list.as_array().expect("a list").iter().map(name).collect()
+        list.as_array().expect("a list").iter().map(both).collect()
     }
 
+    /// Names of all snapshots.
+    pub fn names(&self) -> Vec<String> {
+        self.snapshots().into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// The identity of the snapshot of this name.
+    pub fn identity(&self, name: &str) -> String {
+        let snapshots = self.snapshots();
+        let found = snapshots.iter().find(|(of, _)| of == name);
+        let (_, identity) = found.unwrap_or_else(|| panic!("no {name}: {snapshots:?}"));
+        identity.clone()
+    }
+
+    /// The manifest of the snapshot of this name.
     pub fn manifest(&self, name: &str) -> PathBuf {
-        self.path().join(format!("snapshots/{name}.snap"))
+        let identity = self.identity(name);
+        self.path().join(format!("snapshots/{identity}.snap"))
     }
 
     /// Bytes of all RAM files.
@@ -70,7 +86,7 @@ impl Shelf {
     #[track_caller]
     pub fn is_empty(&self) {
         self.is_right();
-        for folder in ["ram", "uses", "snapshots", "drafts"] {
+        for folder in ["ram", "uses", "snapshots", "drafts", "labels"] {
             let left = fs::read_dir(self.path().join(folder)).expect("a store");
             assert_eq!(left.count(), 0, "left in {folder}");
         }
@@ -109,10 +125,10 @@ impl Vm {
     /// Where vascriu says that a snapshot is.
     #[track_caller]
     pub fn kept(&self, name: &str) -> Value {
-        let rows = self.json(&["vascriu", "ls"]);
-        let rows = rows.as_array().expect("rows");
+        let list = self.json(&["vascriu", "ls"]);
+        let rows = list["snapshots"].as_array().expect("snapshots");
         let row = rows.iter().find(|row| row["name"] == name);
-        row.map_or(Value::Null, |row| row["kept"].clone())
+        row.map_or(Value::Null, |row| row["state"].clone())
     }
 }
 

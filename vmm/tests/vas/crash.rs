@@ -26,7 +26,7 @@ const PAGES: u64 = BLOCK / PAGE;
 const COPIED: u64 = 700;
 
 /// What a worker may be killed in. It says so before each of them.
-const OPS: [&str; 6] = ["publish", "copy", "commit", "map", "release", "rm"];
+const OPS: [&str; 7] = ["publish", "copy", "commit", "label", "map", "release", "rm"];
 
 /// What page `page` of a snapshot holds; packed pages are numbered on after the blocks.
 fn content(snapshot: &str, page: u64) -> u64 {
@@ -34,6 +34,11 @@ fn content(snapshot: &str, page: u64) -> u64 {
         .bytes()
         .fold(7u64, |sum, b| sum.wrapping_mul(0x100_0193) ^ u64::from(b));
     (name << 32) + page + 1
+}
+
+/// One of a snapshot's labels: it begins with its name, and tells its length.
+fn label_of(snapshot: &str, len: usize) -> String {
+    format!("{snapshot} {} {len}", "x".repeat(len))
 }
 
 fn guest(store: &Store, name: &str) -> Vm {
@@ -94,9 +99,14 @@ fn make(vm: &Vm, snapshot: &str, blocks: u64) {
     tell(&format!("copy {snapshot}"));
     done(vm.copy(handle, &copied.collect::<Vec<_>>()));
     done(vm.meta(handle, 0, &meta(blocks, COPIED)));
+    done(vm.label(handle, "", &label_of(snapshot, 300)));
     tell(&format!("commit {snapshot}"));
     done(vm.commit(handle));
     tell(&format!("committed {snapshot}"));
+    tell(&format!("label {snapshot}"));
+    for len in [900, 0, 20] {
+        done(vm.label(0, snapshot, &label_of(snapshot, len)));
+    }
     tell(&format!("map {snapshot}"));
     let entries: Vec<_> = (0..)
         .zip(MOST..MOST + blocks)
@@ -148,15 +158,18 @@ impl Expected {
     fn settle(&mut self, path: &Path) {
         let store = Store::open(path, StoreOptions::default()).unwrap();
         assert_eq!(store.check().unwrap().problems, []);
-        let heads = store.heads().unwrap();
-        let found: BTreeSet<_> = heads.iter().map(|head| head.name.to_string()).collect();
+        let heads = store.labelled(|_| true).unwrap();
+        let found: BTreeSet<_> = heads.iter().map(|(h, _)| h.name.to_string()).collect();
         let lost = &self.must - &found;
         assert!(lost.is_empty(), "lost: {lost:?}");
         let more = &found - &self.must;
         assert!(more.is_subset(&self.may), "made of nothing: {more:?}");
         let vm = guest(&store, "reader");
-        for head in heads {
-            shows(&vm, head.name.as_str(), head.blocks.len());
+        for (head, label) in heads {
+            let name = head.name.as_str();
+            let is_one = |len| label.as_str() == label_of(name, len);
+            assert!([300, 900, 0, 20].into_iter().any(is_one), "{label:?}");
+            shows(&vm, name, head.blocks.len());
         }
         (self.must, self.may) = (found, BTreeSet::new());
     }

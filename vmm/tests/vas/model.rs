@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mvas_abi::virtio_vas::VirtioVasSnapshot;
 use mvas_host::server::{Answer, BLOCK, Grant, PAGE, Status};
+use zerocopy::FromBytes;
 
-use crate::vm::{Setup, Vm, meta, ram_files, store};
+use crate::vm::{Setup, Vm, meta, ram_files, store, text};
 
 const BLOCKS: u64 = 16;
 /// The pages of a block that are looked at.
@@ -43,6 +45,7 @@ struct Draft {
     snapshot: Snapshot,
     published: BTreeSet<u64>,
     meta: usize,
+    label: String,
 }
 
 enum Open {
@@ -78,8 +81,15 @@ impl Guest {
     }
 }
 
-/// A complete snapshot, and the number of the guest that made it.
-type Complete = BTreeMap<u8, (usize, Snapshot)>;
+/// Complete snapshots by name.
+type Complete = BTreeMap<u8, Whole>;
+
+struct Whole {
+    /// The number of the guest that made it.
+    by: usize,
+    snapshot: Snapshot,
+    label: String,
+}
 
 /// Takes numbers from the input; zeroes after its end.
 struct Input<'a>(std::slice::Iter<'a, u8>);
@@ -100,6 +110,10 @@ impl Input<'_> {
             byte @ 200..255 => u64::from(byte) % BLOCKS,
             byte => u64::from(byte) % 5,
         }
+    }
+
+    fn label(&mut self) -> String {
+        "ß".repeat(usize::from(self.byte()))
     }
 
     /// Blocks, none twice.
@@ -146,22 +160,19 @@ pub fn fuzz_one(input: &[u8]) {
             check(guest);
         }
     }
-    let mut names: Vec<_> = store
-        .heads()
-        .unwrap()
+    let listed = store.labelled(|_| true).unwrap();
+    let found = listed
         .iter()
-        .map(|h| h.name.clone())
-        .collect();
-    let expected: Vec<_> = complete.keys().map(|name| format!("s{name}")).collect();
-    assert_eq!(
-        names.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        expected
-    );
+        .map(|(head, label)| (head.name.to_string(), label.as_str().to_owned()));
+    let expected = complete
+        .iter()
+        .map(|(name, whole)| (format!("s{name}"), whole.label.clone()));
+    assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     assert_eq!(store.check().unwrap().problems, []);
     drop(guests);
     assert_eq!(store.check().unwrap().problems, []);
-    for name in names.drain(..) {
-        store.remove(&name).unwrap();
+    for (head, _) in listed {
+        store.remove(&head.name).unwrap();
     }
     assert_eq!(ram_files(&folder.path().join("store")), 0);
 }
@@ -181,8 +192,8 @@ fn expect(answer: &Answer, expected: Status) {
 }
 
 fn step(input: &mut Input<'_>, guests: &mut [Guest; 2], who: usize, complete: &mut Complete) {
-    let op = input.below(15);
-    let for_draft = (3..8).contains(&op);
+    let op = input.below(17);
+    let for_draft = (3..8).contains(&op) || op == 14;
     let (op, handle) = match guests[who].pick(input, for_draft) {
         Some(handle) => (op, handle),
         // First there must be one.
@@ -194,8 +205,8 @@ fn step(input: &mut Input<'_>, guests: &mut [Guest; 2], who: usize, complete: &m
     let guest = &mut guests[who];
     let granted = complete
         .get(&name)
-        .filter(|(by, _)| guest.sees_all || *by == who);
-    let text = format!("s{name}");
+        .filter(|whole| guest.sees_all || whole.by == who);
+    let snapshot = format!("s{name}");
     match op {
         0 | 1 => {
             let (block, page) = (input.block() % BLOCKS, input.below(4));
@@ -206,7 +217,7 @@ fn step(input: &mut Input<'_>, guests: &mut [Guest; 2], who: usize, complete: &m
             guest.blocks[usize::try_from(block).unwrap()][at] = value;
         }
         2 => {
-            let answer = guest.vm.named(1, &text);
+            let answer = guest.vm.named(1, &snapshot);
             expect(&answer, if taken { Status::Exists } else { Status::Ok });
             if !taken {
                 let draft = Draft {
@@ -214,6 +225,7 @@ fn step(input: &mut Input<'_>, guests: &mut [Guest; 2], who: usize, complete: &m
                     snapshot: Snapshot::default(),
                     published: BTreeSet::new(),
                     meta: 0,
+                    label: String::new(),
                 };
                 guest.open.insert(answer.value, Open::Draft(draft));
             }
@@ -222,12 +234,14 @@ fn step(input: &mut Input<'_>, guests: &mut [Guest; 2], who: usize, complete: &m
         5 => copy(input, guest, handle),
         6 | 7 => commit(guest, who, handle, complete),
         8 => {
-            let answer = guest.vm.named(6, &text);
+            let answer = guest.vm.named(6, &snapshot);
             expect(&answer, granted.map_or(Status::NotFound, |_| Status::Ok));
-            if let Some((_, snapshot)) = granted {
+            if let Some(whole) = granted {
+                let described = VirtioVasSnapshot::read_from_bytes(&answer.payload).unwrap();
+                assert_eq!(text(&described.label), whole.label);
                 guest
                     .open
-                    .insert(answer.value, Open::Complete(snapshot.clone()));
+                    .insert(answer.value, Open::Complete(whole.snapshot.clone()));
             }
         }
         9 | 10 | 13 => map(input, guest, handle),
@@ -246,8 +260,19 @@ fn step(input: &mut Input<'_>, guests: &mut [Guest; 2], who: usize, complete: &m
             let answer = guest.vm.close(handle);
             expect(&answer, if known { Status::Ok } else { Status::BadHandle });
         }
+        14 => label_draft(input, guest, handle),
+        15 => {
+            let label = input.label();
+            let answer = guest.vm.label(0, &snapshot, &label);
+            expect(&answer, granted.map_or(Status::NotFound, |_| Status::Ok));
+            if let Some(whole) = complete.get_mut(&name)
+                && answer.status() == Status::Ok
+            {
+                whole.label = label;
+            }
+        }
         _ => {
-            let answer = guest.vm.named(12, &text);
+            let answer = guest.vm.named(12, &snapshot);
             expect(&answer, granted.map_or(Status::NotFound, |_| Status::Ok));
             if answer.status() == Status::Ok {
                 complete.remove(&name);
@@ -311,6 +336,19 @@ fn copy(input: &mut Input<'_>, guest: &mut Guest, handle: u64) {
     }
 }
 
+fn label_draft(input: &mut Input<'_>, guest: &mut Guest, handle: u64) {
+    let label = input.label();
+    let answer = guest.vm.label(handle, "", &label);
+    match guest.open.get_mut(&handle) {
+        None => expect(&answer, Status::BadHandle),
+        Some(Open::Complete(_)) => expect(&answer, Status::State),
+        Some(Open::Draft(draft)) => {
+            expect(&answer, Status::Ok);
+            draft.label = label;
+        }
+    }
+}
+
 fn commit(guest: &mut Guest, who: usize, handle: u64, complete: &mut Complete) {
     let Some(Open::Draft(draft)) = guest.open.get_mut(&handle) else {
         let known = guest.open.contains_key(&handle);
@@ -328,7 +366,12 @@ fn commit(guest: &mut Guest, who: usize, handle: u64, complete: &mut Complete) {
         draft.meta = bytes.len();
     }
     expect(&guest.vm.commit(handle), Status::Ok);
-    complete.insert(draft.name, (who, snapshot.clone()));
+    let whole = Whole {
+        by: who,
+        snapshot: snapshot.clone(),
+        label: draft.label.clone(),
+    };
+    complete.insert(draft.name, whole);
     guest.open.insert(handle, Open::Complete(snapshot));
 }
 

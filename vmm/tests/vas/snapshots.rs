@@ -8,7 +8,7 @@ use mvas_host::store::{Store, StoreOptions};
 use zerocopy::FromBytes;
 
 use crate::tmpfs::in_tmpfs;
-use crate::vm::{Setup, Vm, done, meta, ram_files, store};
+use crate::vm::{Setup, Vm, done, meta, ram_files, store, text};
 
 const PAGES_OF_BLOCK: u64 = BLOCK / PAGE;
 
@@ -250,16 +250,23 @@ fn a_guest_has_only_what_it_was_granted() {
         Status::Exists
     );
     let names = |vm: &Vm, skip| {
-        let answer = done(vm.call(VIRTIO_VAS_OP_LIST, 0, 0, skip, &[]));
-        let listed = <[VirtioVasSnapshot]>::ref_from_bytes(&answer.payload).unwrap();
-        assert_eq!(listed.len() as u64, answer.done);
-        let names: Vec<_> = listed.iter().map(|s| s.name[..4].to_vec()).collect();
-        (answer.value, names)
+        let (listed, all) = vm.list(skip);
+        let names: Vec<_> = listed.iter().map(|s| text(&s.name)).collect();
+        (all, names)
     };
-    assert_eq!(names(&b, 0), (1, vec![b"of-b".to_vec()]));
-    assert_eq!(names(&c, 0), (2, vec![b"of-a".to_vec(), b"of-b".to_vec()]));
-    assert_eq!(names(&c, 1), (2, vec![b"of-b".to_vec()]));
+    let of = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(names(&b, 0), (1, of(&["of-b"])));
+    assert_eq!(names(&c, 0), (2, of(&["of-a", "of-b"])));
+    assert_eq!(names(&c, 1), (2, of(&["of-b"])));
     assert_eq!(names(&c, u64::MAX), (2, vec![]));
+    // Nor is another's labelled.
+    for snapshot in ["of-a", "none"] {
+        assert_eq!(b.label(0, snapshot, "x").status(), Status::NotFound);
+    }
+    done(b.label(0, "of-b", "b's"));
+    done(c.label(0, "of-a", "c's"));
+    let labels: Vec<_> = c.list(0).0.iter().map(|s| text(&s.label)).collect();
+    assert_eq!(labels, of(&["c's", "b's"]));
     c.open("of-a");
     done(c.named(VIRTIO_VAS_OP_DELETE, "of-a"));
     assert_eq!(
@@ -270,6 +277,61 @@ fn a_guest_has_only_what_it_was_granted() {
         c.named(VIRTIO_VAS_OP_DELETE, "of-a").status(),
         Status::NotFound
     );
+}
+
+#[test]
+fn a_label_is_committed_with_its_draft_and_replaced_later() {
+    let (_folder, store) = store();
+    let vm = Vm::new(&store, "a");
+    let labels = || -> Vec<_> { vm.list(0).0.iter().map(|s| text(&s.label)).collect() };
+    let handle = vm.create("s");
+    done(vm.label(handle, "", "first"));
+    done(vm.label(handle, "", "größe 🦀"));
+    // A draft has no name yet by which it could be labelled.
+    assert_eq!(vm.label(0, "s", "x").status(), Status::NotFound);
+    assert_eq!(vm.label(handle, "s", "x").status(), Status::BadRequest);
+    done(vm.meta(handle, 0, &meta(0, 0)));
+    done(vm.commit(handle));
+    assert_eq!(labels(), ["größe 🦀"]);
+    // Once it is complete, only by its name.
+    assert_eq!(vm.label(handle, "", "x").status(), Status::State);
+    assert_eq!(vm.label(99, "", "x").status(), Status::BadHandle);
+    let long = "x".repeat(1023);
+    done(vm.label(0, "s", &long));
+    let opened = done(vm.named(VIRTIO_VAS_OP_OPEN, "s"));
+    let described = VirtioVasSnapshot::read_from_bytes(&opened.payload).unwrap();
+    assert_eq!(text(&described.label), long);
+    assert_eq!(vm.label(0, "s", "a\nb").status(), Status::BadRequest);
+    assert_eq!(labels(), [long]);
+    // What comes to the name later has its own, which is none.
+    done(vm.named(VIRTIO_VAS_OP_DELETE, "s"));
+    vm.snapshot("s", &[0]);
+    assert_eq!(labels(), [""]);
+}
+
+#[test]
+fn a_list_is_cut_to_whole_snapshots_that_fit_and_goes_on_from_there() {
+    let (_folder, store) = store();
+    let vm = Vm::new(&store, "a");
+    for i in 0..7 {
+        let handle = vm.create(&format!("s{i}"));
+        done(vm.label(handle, "", &format!("label {i}")));
+        done(vm.meta(handle, 0, &meta(0, 0)));
+        done(vm.commit(handle));
+        done(vm.close(handle));
+    }
+    // An answer of 4096 bytes has three.
+    for (skip, expected) in [(0, 0..3), (3, 3..6), (6, 6..7), (7, 7..7)] {
+        let (listed, all) = vm.list(skip);
+        let listed: Vec<_> = listed
+            .iter()
+            .map(|s| (text(&s.name), text(&s.label)))
+            .collect();
+        let expected: Vec<_> = expected
+            .map(|i| (format!("s{i}"), format!("label {i}")))
+            .collect();
+        assert_eq!((listed, all), (expected, 7));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use mvas_host::store::{Store, StoreOptions, StoreRun};
 use mvasvm::config::MemSize;
 use mvasvm::memory::{GuestRam, PhysBits};
 use vm_memory::{Bytes, GuestAddress};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// A new store in memory. Its folder goes with the first of both.
 pub fn store() -> (tempfile::TempDir, Store) {
@@ -91,6 +91,22 @@ impl Vm {
 
     pub fn named(&self, op: u32, name: &str) -> Answer {
         self.call(op, 0, 0, 0, &name_field(name))
+    }
+
+    /// LABEL of a draft, or where `handle` is 0 of the snapshot of this name.
+    pub fn label(&self, handle: u64, name: &str, label: &str) -> Answer {
+        let mut payload = name_field(name);
+        payload.extend(label.as_bytes());
+        payload.resize(size_of::<VirtioVasLabel>(), 0);
+        self.call(VIRTIO_VAS_OP_LABEL, 0, handle, 0, &payload)
+    }
+
+    /// The granted snapshots that one LIST tells of, from `skip` on, and how many there are.
+    pub fn list(&self, skip: u64) -> (Vec<VirtioVasSnapshot>, u64) {
+        let answer = done(self.call(VIRTIO_VAS_OP_LIST, 0, 0, skip, &[]));
+        let listed = <[VirtioVasSnapshot]>::ref_from_bytes(&answer.payload).unwrap();
+        assert_eq!(listed.len() as u64, answer.done);
+        (listed.to_vec(), answer.value)
     }
 
     pub fn create(&self, name: &str) -> u64 {
@@ -197,6 +213,14 @@ pub fn name_field(name: &str) -> Vec<u8> {
     let mut field = name.as_bytes().to_vec();
     field.resize(VIRTIO_VAS_NAME_MAX, 0);
     field
+}
+
+/// The text of a field with zeroes after it.
+pub fn text(field: &[u8]) -> String {
+    let text = String::from_utf8(field.to_vec()).unwrap();
+    let text = text.trim_end_matches('\0');
+    assert!(text.len() < field.len() && !text.contains('\0'));
+    text.to_owned()
 }
 
 /// An answer that must be a good one.

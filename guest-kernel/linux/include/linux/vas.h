@@ -4,6 +4,8 @@
 
 #include <linux/types.h>
 
+struct mm_struct;
+struct seq_file;
 struct vm_area_struct;
 
 #ifdef CONFIG_VAS
@@ -12,6 +14,9 @@ struct vm_area_struct;
  * caller holds the mmap_lock.
  */
 bool vas_hidden(struct vm_area_struct *vma);
+
+/* For /proc/PID/vas: which snapshot @mm was restored from. */
+int vas_show_origin(struct seq_file *m, struct mm_struct *mm);
 #else
 static inline bool vas_hidden(struct vm_area_struct *vma)
 {

@@ -11,7 +11,9 @@
  *
  * The target's VMAs themselves stay: their flags, policies, names, and what is
  * accounted by VMA (total_vm, locked_vm, commitment) are as before, and so is
- * /proc/pid/maps.
+ * /proc/pid/maps.  Two flags alone come back with the memory: that it may be
+ * dropped, of which CRIU, who made these VMAs, knows nothing, and that it is to
+ * be wiped on fork.
  */
 #include <linux/khugepaged.h>
 #include <linux/ksm.h>
@@ -43,6 +45,7 @@ struct attach {
 	unsigned long start, end;	/* in the VAS */
 	unsigned long delta;
 	unsigned long charge;		/* pages to add to the commitment */
+	bool clone;			/* leave out what is wiped on fork */
 	bool locked;			/* some of the target is mlocked */
 	u64 vmas;
 };
@@ -53,15 +56,47 @@ static struct vm_area_struct *target_vma(struct attach *a,
 	return vma_lookup(a->mm, piece->vm_start + a->delta);
 }
 
-/* Does the target take a captured VMA's pages here? */
-static int check_target(struct vm_area_struct *vma, unsigned long addr)
+/* Does the target take the memory of @src here? */
+static int check_target(struct vm_area_struct *vma, unsigned long addr,
+			struct vm_area_struct *src)
 {
 	if (!vma || vma->vm_start > addr)
 		return -EFAULT;
-	if (!vas_eligible(vma))
+	if (!vas_eligible(vma) || vma->vm_flags & ~src->vm_flags & VM_DROPPABLE)
 		return -EBUSY;
 	if (!can_modify_vma(vma))
 		return -EPERM;
+	return 0;
+}
+
+/* Does the target get nothing of @src, and so an empty VMA? */
+static bool left_out(struct attach *a, struct vm_area_struct *src)
+{
+	return src->vm_flags & VM_DROPPABLE ||
+	       (a->clone && src->vm_flags & VM_WIPEONFORK);
+}
+
+/* A piece without an anon_vma is one that stays empty. */
+static int plan_piece(struct attach *a, struct vm_area_struct *src,
+		      unsigned long start, unsigned long end,
+		      struct vm_area_struct *vma)
+{
+	struct vm_area_struct *piece;
+
+	piece = vas_add_vma(a->stage, start, end, linear_page_index(src, start),
+			    src->vm_flags & ~VM_ACCOUNT, src->vm_page_prot);
+	if (IS_ERR(piece))
+		return PTR_ERR(piece);
+	if (!left_out(a, src) && anon_vma_fork(piece, src))
+		return -ENOMEM;
+	a->vmas++;
+	if (src->vm_flags & VM_DROPPABLE)
+		return 0;
+	if (vma->vm_flags & VM_LOCKED)
+		a->locked = true;
+	if ((src->vm_flags & VM_ACCOUNT) &&
+	    !(vma->vm_flags & (VM_ACCOUNT | VM_NORESERVE)))
+		a->charge += vma_pages(piece);
 	return 0;
 }
 
@@ -73,27 +108,15 @@ static int plan_vma(struct attach *a, struct vm_area_struct *src)
 
 	for (; addr < end; addr = next) {
 		unsigned long dst = addr + a->delta;
-		struct vm_area_struct *vma = find_vma(a->mm, dst), *piece;
-		int err = check_target(vma, dst);
+		struct vm_area_struct *vma = find_vma(a->mm, dst);
+		int err = check_target(vma, dst, src);
 
 		if (err)
 			return err;
 		next = min(end, vma->vm_end - a->delta);
-		piece = vas_add_vma(a->stage, addr, next,
-				    linear_page_index(src, addr),
-				    src->vm_flags & ~VM_ACCOUNT,
-				    src->vm_page_prot);
-		if (IS_ERR(piece))
-			return PTR_ERR(piece);
-		if (anon_vma_fork(piece, src))
-			return -ENOMEM;
-
-		if (vma->vm_flags & VM_LOCKED)
-			a->locked = true;
-		if ((src->vm_flags & VM_ACCOUNT) &&
-		    !(vma->vm_flags & (VM_ACCOUNT | VM_NORESERVE)))
-			a->charge += vma_pages(piece);
-		a->vmas++;
+		err = plan_piece(a, src, addr, next, vma);
+		if (err)
+			return err;
 	}
 	return 0;
 }
@@ -166,6 +189,8 @@ static int fill_stage(struct attach *a)
 		struct vm_area_struct *src = vma_lookup(a->vas_mm,
 							piece->vm_start);
 
+		if (!piece->anon_vma)
+			continue;
 		vas_split_huge_at(src, piece->vm_start);
 		vas_split_huge_at(src, piece->vm_end);
 		err = vas_share_pages(piece, src, piece->vm_start,
@@ -270,15 +295,33 @@ static void take_over(struct vm_area_struct *vma, struct vm_area_struct *piece)
 	anon_vma_unlock_write(root);
 }
 
+/* What the target's VMA is from now on. */
+static vm_flags_t target_flags(vm_flags_t flags, vm_flags_t src)
+{
+	flags |= VM_SOFTDIRTY | (src & VM_WIPEONFORK);
+	if (src & VM_DROPPABLE) {
+		/* As mmap(MAP_DROPPABLE) makes it: see do_mmap(). */
+		flags |= VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK |
+			 VM_DONTDUMP;
+		flags &= ~(VM_ACCOUNT | VM_LOCKED_MASK | VM_MERGEABLE);
+	} else if (src & VM_ACCOUNT && !(flags & VM_NORESERVE)) {
+		flags |= VM_ACCOUNT;
+	}
+	return flags;
+}
+
 static void commit_piece(struct attach *a, struct vm_area_struct *piece)
 {
 	struct vm_area_struct *vma = target_vma(a, piece);
-	vm_flags_t flags = vma->vm_flags | VM_SOFTDIRTY;
 	struct vm_area_struct *src = vma_lookup(a->vas_mm, piece->vm_start);
+	vm_flags_t flags = target_flags(vma->vm_flags, src->vm_flags);
+	vm_flags_t lost = vma->vm_flags & ~flags;
 
-	if ((src->vm_flags & VM_ACCOUNT) && !(flags & VM_NORESERVE))
-		flags |= VM_ACCOUNT;
-
+	/* What was gained of VM_ACCOUNT is in @charge. */
+	if (lost & VM_ACCOUNT)
+		vm_unacct_memory(vma_pages(vma));
+	if (lost & VM_LOCKED)
+		a->mm->locked_vm -= vma_pages(vma);
 	zap_page_range_single(vma, vma->vm_start, vma->vm_end - vma->vm_start,
 			      NULL);
 	/* While not VM_LOCKED, reclaim does not mlock the pages behind our back. */
@@ -341,6 +384,8 @@ static int attach_locked(struct attach *a, struct vas_attach *arg)
 	arg->vmas = a->vmas;
 	arg->pages = vas_mm_counter(a->stage, MM_ANONPAGES);
 	commit(a);
+	if (memchr_inv(arg->snapshot, 0, sizeof(arg->snapshot)))
+		vas_set_origin(a->mm, arg->snapshot);
 	return 0;
 }
 
@@ -388,6 +433,7 @@ int vas_attach(struct vas *vas, struct task_struct *task, struct mm_struct *mm,
 		.mm = mm,
 		.vas_mm = vas_mm(vas),
 		.end = TASK_SIZE_MAX,
+		.clone = arg->flags & VAS_ATTACH_CLONE,
 	};
 	struct mem_cgroup *memcg, *old_memcg;
 	int err;
@@ -397,7 +443,8 @@ int vas_attach(struct vas *vas, struct task_struct *task, struct mm_struct *mm,
 		    arg->src > TASK_SIZE_MAX ||
 		    arg->len > TASK_SIZE_MAX - arg->src ||
 		    arg->dst > TASK_SIZE_MAX ||
-		    arg->len > TASK_SIZE_MAX - arg->dst)
+		    arg->len > TASK_SIZE_MAX - arg->dst ||
+		    memchr_inv(arg->snapshot, 0, sizeof(arg->snapshot)))
 			return -EINVAL;
 		a.start = arg->src;
 		a.end = arg->src + arg->len;
@@ -420,7 +467,12 @@ int vas_attach(struct vas *vas, struct task_struct *task, struct mm_struct *mm,
 	err = -EINTR;
 	if (mutex_lock_killable(&vas->lock))
 		goto out_stage;
-	err = vas->store == VAS_STORE_COLD ? vas_fill(vas) : 0;
+	err = 0;
+	if (vas->store == VAS_STORE_COLD) {
+		err = vas_fill(vas);
+		if (!err)
+			vas_set_payer(vas, memcg);
+	}
 	if (!err && mmap_write_lock_killable(mm))
 		err = -EINTR;
 	if (err)
@@ -437,6 +489,8 @@ out_lock:
 	mutex_unlock(&vas->lock);
 	if (!err && a.locked)
 		populate_locked(mm, a.start + a.delta, a.end + a.delta);
+	if (!err)
+		vas_charge(vas, task, mm, memcg, a.start + a.delta, a.end + a.delta);
 out_stage:
 #ifdef CONFIG_MEMCG
 	rcu_assign_pointer(a.stage->owner, NULL);

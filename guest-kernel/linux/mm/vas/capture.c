@@ -4,8 +4,10 @@
  *
  * This is fork's dup_mmap() with another choice of VMAs: only plain private
  * anonymous memory, but also what fork would leave out (DONTFORK) or wipe
- * (WIPEONFORK), because it is a snapshot and not a child.
+ * (WIPEONFORK), because it is a snapshot and not a child.  Droppable memory is
+ * empty in the snapshot, too: whoever uses it must cope with that at any time.
  */
+#include <linux/memcontrol.h>
 #include <linux/mmap_lock.h>
 #include <linux/oom.h>
 #include <linux/rmap.h>
@@ -18,11 +20,19 @@
 #include "internal.h"
 
 /*
- * What the VAS keeps of a VMA's flags: how it may be accessed, and that it is
- * charged as committed memory, as a fork's VMA would be.
+ * What the VAS keeps of a VMA's flags: how it may be accessed, that it is charged
+ * as committed memory, as a fork's VMA would be, and what an attach gives back.
  */
 #define VAS_VMA_FLAGS	(VM_READ | VM_WRITE | VM_EXEC | VM_MAYREAD | \
-			 VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT | VM_NORESERVE)
+			 VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT | \
+			 VM_NORESERVE | VM_WIPEONFORK | VM_DROPPABLE)
+
+/* Without an anon_vma it was never written: it has no page. */
+static bool worth_capturing(struct vm_area_struct *vma)
+{
+	return vas_eligible(vma) &&
+	       (vma->anon_vma || vma->vm_flags & VM_DROPPABLE);
+}
 
 /* What of @src lies in [start, end). */
 static int capture_vma(struct mm_struct *mm, struct vm_area_struct *src,
@@ -36,6 +46,8 @@ static int capture_vma(struct mm_struct *mm, struct vm_area_struct *src,
 			  src->vm_flags & VAS_VMA_FLAGS, src->vm_page_prot);
 	if (IS_ERR(vma))
 		return PTR_ERR(vma);
+	if (src->vm_flags & VM_DROPPABLE)
+		return 0;
 	if (anon_vma_fork(vma, src))
 		return -ENOMEM;
 	vas_split_huge_at(src, start);
@@ -60,8 +72,7 @@ static int capture_mm(struct mm_struct *mm, struct mm_struct *src,
 	}
 	mmap_write_lock_nested(mm, VAS_LOCK_VAS);
 	for_each_vma_range(vmi, vma, end) {
-		/* Without an anon_vma it was never written: it has no page. */
-		if (!vas_eligible(vma) || !vma->anon_vma)
+		if (!worth_capturing(vma))
 			continue;
 		err = capture_vma(mm, vma, arg->start, end);
 		if (err)
@@ -79,6 +90,7 @@ int vas_capture(struct vas *vas, struct mm_struct *mm, struct vas_capture *arg)
 {
 	struct vas_pages count = {};
 	struct vm_area_struct *vma;
+	struct mem_cgroup *memcg;
 	struct mm_struct *new;
 	int err;
 
@@ -114,6 +126,9 @@ int vas_capture(struct vas *vas, struct mm_struct *mm, struct vas_capture *arg)
 	/* @vmas and @bytes before @mm; pairs with vas_mm(). */
 	smp_store_release(&vas->mm, new);
 	mutex_unlock(&vas->lock);
+	memcg = get_mem_cgroup_from_mm(mm);
+	vas_set_payer(vas, memcg);
+	mem_cgroup_put(memcg);
 	return 0;
 
 out_mm:

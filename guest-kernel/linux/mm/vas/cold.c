@@ -42,8 +42,8 @@ void vas_forget_evictable(struct vas *vas)
  */
 int vas_store_open_map(struct vas_map *map, u64 *handle, unsigned int flags)
 {
-	struct virtio_vas_snapshot now, *then = &map->snapshot;
-	int err = vas_store_open(then->name, handle, &now, flags);
+	struct vas_snapshot now, *then = &map->snapshot;
+	int err = vas_store_open(then->name, handle, &now, NULL, flags);
 
 	if (err)
 		return err;

@@ -100,7 +100,7 @@ static long vas_ioctl_attach(struct vas_file *vf, void __user *uarg)
 
 	if (copy_from_user(&arg, uarg, sizeof(arg)))
 		return -EFAULT;
-	if (arg.flags || arg.reserved[0] || arg.reserved[1])
+	if (arg.flags & ~VAS_ATTACH_CLONE)
 		return -EINVAL;
 	if (!(vf->access & VAS_ACCESS_READ))
 		return -EBADF;
@@ -172,6 +172,15 @@ static long vas_file_ioctl(struct file *file, unsigned int cmd,
 	case VAS_IOC_RANGES:
 		return vf->access & VAS_ACCESS_READ ?
 		       vas_ioctl_ranges(vf->vas, uarg) : -EBADF;
+	case VAS_IOC_USAGE:
+		return vf->access & VAS_ACCESS_READ ?
+		       vas_ioctl_usage(vf->vas, uarg) : -EBADF;
+	case VAS_IOC_GET_LABEL:
+		return vf->access & VAS_ACCESS_READ ?
+		       vas_ioctl_get_label(vf->vas, uarg) : -EBADF;
+	case VAS_IOC_SET_LABEL:
+		return vf->access & VAS_ACCESS_WRITE ?
+		       vas_ioctl_set_label(vf->vas, uarg) : -EBADF;
 	case VAS_IOC_EVICT:
 		return vas_ioctl_evict(vf, uarg);
 	case VAS_IOC_DELETE:
@@ -375,6 +384,8 @@ static long vas_session_ioctl(struct file *file, unsigned int cmd,
 		return vas_ioctl_store_load(session, uarg);
 	case VAS_IOC_STORE_DELETE:
 		return vas_ioctl_store_delete(uarg);
+	case VAS_IOC_STORE_LABEL:
+		return vas_ioctl_store_label(uarg);
 	default:
 		return -ENOTTY;
 	}

@@ -259,23 +259,47 @@ static int drain_vas(struct drain *d, u32 i)
 	return 0;
 }
 
+/*
+ * The snapshot's label is what the first VAS's is now.  @handle: of the draft, or
+ * 0 once the snapshot is complete.
+ */
+static int drain_label(struct drain *d, u64 handle)
+{
+	char *label = vas_label_dup(d->vases[0]);
+	int err = 0;
+
+	if (!label)
+		return -ENOMEM;
+	if (label[0])
+		err = vas_store_label(handle, d->name, label);
+	kfree(label);
+	return err;
+}
+
 static int drain_all(struct drain *d)
 {
-	struct virtio_vas_snapshot info;
+	struct vas_snapshot info;
 	u64 complete;
 	int err = 0;
 
 	for (u32 i = 0; i < d->count && !err; i++)
 		err = drain_vas(d, i);
 	err = err ?: vas_meta_send(d->handle, d->vases, d->maps, d->count);
+	err = err ?: drain_label(d, d->handle);
 	err = err ?: vas_store_commit(d->handle);
 	/*
 	 * While the draft is open: what it became, and nothing else.  The store
 	 * has it now, so a lack of memory must not make this a failure.
 	 */
-	err = err ?: vas_store_open(d->name, &complete, &info, VAS_CALL_NOFAIL);
+	err = err ?: vas_store_open(d->name, &complete, &info, NULL,
+				   VAS_CALL_NOFAIL);
 	if (!err) {
 		vas_store_close(complete, 0);
+		/*
+		 * Who changed the label since then was told that the store has no
+		 * such snapshot.  If this fails, the store has the label of then.
+		 */
+		drain_label(d, 0);
 		for (u32 i = 0; i < d->count; i++)
 			d->maps[i]->snapshot = info;
 	}
@@ -307,8 +331,8 @@ static void drain_end(struct drain *d, u32 count, int err)
 		} else {
 			vas->map = d->maps[i];
 			d->maps[i] = NULL;
-			WRITE_ONCE(vas->stored_ns, le64_to_cpu(
-					vas->map->snapshot.created_ns));
+			WRITE_ONCE(vas->stored_ns,
+				   vas->map->snapshot.created_ns);
 		}
 		vas_set_store(vas, err ? VAS_STORE_HOT : VAS_STORE_STORED);
 		mutex_unlock(&vas->lock);

@@ -224,17 +224,41 @@ out:
 
 /* --- Putting it back --- */
 
+/* Signals that the code of the tracer brings about, as by its INT3. */
+#define FORCED	(rt_sigmask(SIGTRAP) | rt_sigmask(SIGSEGV) | \
+		 rt_sigmask(SIGBUS) | rt_sigmask(SIGILL) | \
+		 rt_sigmask(SIGFPE) | rt_sigmask(SIGSYS))
+
+/* Will a stopped task get such a signal when it goes on? */
+static bool forced_pending(struct task_struct *task)
+{
+	bool pending;
+
+	spin_lock_irq(&task->sighand->siglock);
+	pending = task->pending.signal.sig[0] & ~task->blocked.sig[0] & FORCED;
+	spin_unlock_irq(&task->sighand->siglock);
+	return pending;
+}
+
 /*
- * Stops a task that @current traces by PTRACE_SEIZE, and keeps it so.  False if it
- * is dying, does not stop, or is not traced by us (any more).
+ * Stops a task that @current traces by PTRACE_SEIZE, and keeps it so.  Where a
+ * forced signal is on its way, it stops at that one: there it can be taken away.
+ * False if the task is dying, does not stop, or is not traced by us (any more).
  */
 static bool guard_stop(struct task_struct *task, unsigned long deadline)
 {
-	while (ptrace_check_attach(task, false)) {
-		if (READ_ONCE(task->exit_state) || fatal_signal_pending(task) ||
-		    ptrace_check_attach(task, true) ||
-		    ptrace_request(task, PTRACE_INTERRUPT, 0, 0))
+	for (;;) {
+		if (!ptrace_check_attach(task, false)) {
+			if (!forced_pending(task))
+				return true;
+			ptrace_request(task, PTRACE_CONT, 0, 0);
+			ptrace_unfreeze_traced(task);
+		} else if (READ_ONCE(task->exit_state) ||
+			   fatal_signal_pending(task) ||
+			   ptrace_check_attach(task, true) ||
+			   ptrace_request(task, PTRACE_INTERRUPT, 0, 0)) {
 			return false;
+		}
 		if (time_after(jiffies, deadline)) {
 			pr_warn("vas: task %d does not stop: it may be damaged by its tracer\n",
 				task_pid_nr(task));
@@ -242,7 +266,6 @@ static bool guard_stop(struct task_struct *task, unsigned long deadline)
 		}
 		schedule_timeout_uninterruptible(1);
 	}
-	return true;
 }
 
 /* Code that the tracer has not changed is not written: it would be copied. */
@@ -266,14 +289,6 @@ static bool at_syscall(struct task_struct *task)
 		task->ptrace_message == PTRACE_EVENTMSG_SYSCALL_EXIT);
 }
 
-/* A signal that the code of the tracer brought about, like that of its INT3. */
-static bool is_forced(int sig)
-{
-	return siginmask(sig, rt_sigmask(SIGTRAP) | rt_sigmask(SIGSEGV) |
-			      rt_sigmask(SIGBUS) | rt_sigmask(SIGILL) |
-			      rt_sigmask(SIGFPE) | rt_sigmask(SIGSYS));
-}
-
 static void guard_restore(struct vas_guard_task *guard, unsigned long deadline)
 {
 	struct task_struct *task = guard->task;
@@ -295,7 +310,7 @@ static void guard_restore(struct vas_guard_task *guard, unsigned long deadline)
 			task_pid_nr(task));
 	spin_lock_irq(&task->sighand->siglock);
 	task->blocked = guard->blocked;
-	if (syscall || is_forced(task->exit_code))
+	if (syscall || siginmask(task->exit_code, FORCED))
 		task->exit_code = 0;	/* or the task would get that signal */
 	spin_unlock_irq(&task->sighand->siglock);
 	clear_tsk_restore_sigmask(task);

@@ -27,6 +27,20 @@ static DECLARE_RWSEM(vas_hide_sem);
 static DEFINE_HASHTABLE(vas_hides, 8);
 static atomic_t vas_hide_count;
 
+/*
+ * Is @copy, a VAS's, of @vma, and not of one that took its place?  Where it is
+ * droppable it has no anon_vma to tell by, but then nobody misses what is in it.
+ */
+static bool is_copy_of(struct vm_area_struct *copy, struct vm_area_struct *vma)
+{
+	if (copy->vm_start != vma->vm_start || copy->vm_end != vma->vm_end ||
+	    copy->vm_pgoff != vma->vm_pgoff)
+		return false;
+	if (copy->vm_flags & VM_DROPPABLE)
+		return vma->vm_flags & VM_DROPPABLE;
+	return vma->anon_vma && copy->anon_vma->root == vma->anon_vma->root;
+}
+
 bool vas_hidden(struct vm_area_struct *vma)
 {
 	struct vas_hide *hide;
@@ -40,12 +54,8 @@ bool vas_hidden(struct vm_area_struct *vma)
 
 		if (hide->mm != vma->vm_mm || hide->process != task_tgid(current))
 			continue;
-		/* The VMA that was captured, and not one that took its place. */
 		copy = mtree_load(&vas_mm(hide->vas)->mm_mt, vma->vm_start);
-		hidden = copy && copy->vm_start == vma->vm_start &&
-			 copy->vm_end == vma->vm_end && vma->anon_vma &&
-			 copy->vm_pgoff == vma->vm_pgoff &&
-			 copy->anon_vma->root == vma->anon_vma->root;
+		hidden = copy && is_copy_of(copy, vma);
 		if (hidden)
 			break;
 	}

@@ -17,7 +17,7 @@
  * Locks, outermost first:
  *
  *	session->guard_lock	tasks and their states (see guard.c)
- *	vas_mutex		names, ids, sessions, and what VAS is registered
+ *	vas_mutex		names, ids, labels, sessions, what VAS is registered
  *	vas->lock		one capture, attach, fill or eviction at a time
  *	mmap_lock of the target	subclass 0
  *	mmap_lock of vas->mm	subclass VAS_LOCK_VAS
@@ -25,8 +25,9 @@
  *	root anon_vma rwsem	while pages change their VMA
  *	page table locks	two at once, nested as in copy_pte_range()
  *
- * The shrinker, which may run under any of these, takes vas->lock and the
- * mmap_lock of a VAS only by trying.  vas_evictable_lock is a leaf.
+ * The shrinkers, which may run under any of these, take vas->lock and the
+ * mmap_lock of a VAS only by trying.  vas_evictable_lock and vas_paid_lock are
+ * leaves.
  *
  * vas_hide_sem is a leaf under the mmap_lock of the target (PAGEMAP_SCAN and
  * smaps hold that one); nothing is taken under it.  Neither a mmap_lock nor user memory
@@ -62,7 +63,7 @@ struct vas_run {
  * one VMA.  Pages in none are zero.  Constant once a VAS has it.
  */
 struct vas_map {
-	struct virtio_vas_snapshot snapshot;
+	struct vas_snapshot snapshot;
 	struct vas_run *runs;
 	size_t nr, room;
 	u64 pages;
@@ -86,6 +87,8 @@ struct vas {
 	kgid_t gid;
 	u64 created_ns;
 
+	char label[VAS_LABEL_MAX];	/* by vas_mutex */
+
 	bool registered;		/* written under vas_mutex */
 	bool committed;			/* written under vas_mutex */
 	struct list_head session_node;	/* by vas_mutex; linked while transient */
@@ -106,6 +109,10 @@ struct vas {
 	struct vas_map *map;		/* by @lock; while STORED or COLD */
 	atomic64_t drained;		/* pages */
 	struct list_head evictable;	/* by vas_evictable_lock; while STORED */
+
+	unsigned short payer;		/* see charge.c; by vas_paid_lock */
+	struct list_head paid;		/* by vas_paid_lock; with a payer */
+	unsigned long given;		/* by @lock: given back up to there */
 };
 
 /*
@@ -125,7 +132,8 @@ struct vas_session {
 struct vas_pages {
 	u64 present;
 	u64 huge;
-	u64 exclusive;
+	u64 exclusive;			/* PageAnonExclusive */
+	u64 own;			/* mapped nowhere else */
 	u64 ksm;
 };
 
@@ -173,6 +181,13 @@ u32 vas_vma_prot(struct vm_area_struct *vma);
 /* stat.c */
 long vas_ioctl_stat(struct vas *vas, void __user *uarg);
 long vas_ioctl_ranges(struct vas *vas, void __user *uarg);
+long vas_ioctl_usage(struct vas *vas, void __user *uarg);
+
+/* label.c */
+bool vas_label_valid(const char label[VAS_LABEL_MAX]);
+char *vas_label_dup(struct vas *vas);
+long vas_ioctl_get_label(struct vas *vas, void __user *uarg);
+long vas_ioctl_set_label(struct vas *vas, void __user *uarg);
 
 /* hide.c */
 struct vas_hide;
@@ -187,6 +202,9 @@ long vas_ioctl_guard(struct vas_session *session, void __user *uarg);
 void vas_guard_exit(struct vas_session *session);
 void vas_guard_close(struct vas_session *session);
 
+/* origin.c */
+void vas_set_origin(struct mm_struct *mm, const u8 snapshot[16]);
+
 /* sysfs.c */
 int vas_sysfs_add(struct vas *vas);
 void vas_sysfs_init(struct vas *vas);
@@ -197,6 +215,13 @@ int vas_capture(struct vas *vas, struct mm_struct *mm, struct vas_capture *arg);
 /* attach.c */
 int vas_attach(struct vas *vas, struct task_struct *task, struct mm_struct *mm,
 	       struct vas_attach *arg);
+
+/* charge.c */
+void vas_charge(struct vas *vas, struct task_struct *task,
+		struct mm_struct *mm, struct mem_cgroup *memcg,
+		unsigned long start, unsigned long end);
+void vas_set_payer(struct vas *vas, struct mem_cgroup *memcg);
+void vas_forget_payer(struct vas *vas);
 
 /* move.c */
 int vas_move_prepare(struct vm_area_struct *dst, struct vm_area_struct *src);
@@ -228,7 +253,7 @@ struct vas_loaded {
 };
 
 int vas_meta_parse(const void *meta, size_t len,
-		   const struct virtio_vas_snapshot *snapshot,
+		   const struct vas_snapshot *snapshot,
 		   struct vas_loaded **vases, u32 *count);
 void vas_loaded_free(struct vas_loaded *vases, u32 count);
 
@@ -272,5 +297,6 @@ void vas_zap(struct mm_struct *mm);
 long vas_ioctl_store_list(void __user *uarg);
 long vas_ioctl_store_load(struct vas_session *session, void __user *uarg);
 long vas_ioctl_store_delete(void __user *uarg);
+long vas_ioctl_store_label(void __user *uarg);
 
 #endif /* _MM_VAS_INTERNAL_H */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The store's snapshots: listing, removing, and loading them, which makes cold
- * VASes.
+ * The store's snapshots: listing, labelling, removing, and loading them, which
+ * makes cold VASes.
  */
 #include <linux/capability.h>
 #include <linux/sched/signal.h>
@@ -23,6 +23,7 @@ static void to_user_snapshot(struct vas_store_snapshot *to,
 		.bytes = le64_to_cpu(from->bytes),
 	};
 	strscpy(to->name, from->name);
+	strscpy(to->label, from->label);
 }
 
 #define LIST_BATCH	64
@@ -41,11 +42,17 @@ static int list_some(u64 skip, struct virtio_vas_snapshot *snapshots,
 	return err ?: min(call.done, call.out_got / sizeof(*snapshots));
 }
 
+/* Too large for the stack. */
+struct list_buffer {
+	struct virtio_vas_snapshot from[LIST_BATCH];
+	struct vas_store_snapshot one;
+};
+
 long vas_ioctl_store_list(void __user *uarg)
 {
-	struct virtio_vas_snapshot *snapshots;
 	struct vas_store_snapshot __user *to;
 	struct vas_store_list arg;
+	struct list_buffer *buf;
 	u32 filled = 0;
 	int n;
 
@@ -55,22 +62,20 @@ long vas_ioctl_store_list(void __user *uarg)
 		return -EINVAL;
 	if (!vas_store_present())
 		return -EOPNOTSUPP;
-	snapshots = kvmalloc_array(LIST_BATCH, sizeof(*snapshots),
-				   GFP_KERNEL_ACCOUNT);
-	if (!snapshots)
+	buf = kvmalloc(sizeof(*buf), GFP_KERNEL_ACCOUNT);
+	if (!buf)
 		return -ENOMEM;
 	to = u64_to_user_ptr(arg.snapshots);
 	do {
-		n = list_some(arg.skip + filled, snapshots, &arg.total);
+		n = list_some(arg.skip + filled, buf->from, &arg.total);
 		for (int i = 0; i < n && filled < arg.count; i++) {
-			struct vas_store_snapshot one;
-
-			to_user_snapshot(&one, &snapshots[i]);
-			if (copy_to_user(&to[filled++], &one, sizeof(one)))
+			to_user_snapshot(&buf->one, &buf->from[i]);
+			if (copy_to_user(&to[filled++], &buf->one,
+					 sizeof(buf->one)))
 				n = -EFAULT;
 		}
 	} while (n > 0 && filled < arg.count);
-	kvfree(snapshots);
+	kvfree(buf);
 	if (n < 0)
 		return n;
 	arg.count = filled;
@@ -100,7 +105,35 @@ long vas_ioctl_store_delete(void __user *uarg)
 	return vas_store_call(&call, VAS_CALL_KILLABLE);
 }
 
+/* --- Label --- */
+
+long vas_ioctl_store_label(void __user *uarg)
+{
+	struct vas_store_label *arg = memdup_user(uarg, sizeof(*arg));
+	long err;
+
+	if (IS_ERR(arg))
+		return PTR_ERR(arg);
+	if (!vas_snapshot_name_valid(arg->name) || !vas_label_valid(arg->label))
+		err = -EINVAL;
+	else if (!capable(CAP_DAC_OVERRIDE))
+		err = -EPERM;
+	else if (!vas_store_present())
+		err = -EOPNOTSUPP;
+	else
+		err = vas_store_label(0, arg->name, arg->label);
+	kfree(arg);
+	return err;
+}
+
 /* --- Load --- */
+
+/* What a snapshot is made of. */
+struct load {
+	struct vas_loaded *vases;
+	u32 count;
+	char label[VAS_LABEL_MAX];
+};
 
 static int fetch(u64 handle, void *meta, size_t len)
 {
@@ -119,19 +152,20 @@ static int fetch(u64 handle, void *meta, size_t len)
 	return 0;
 }
 
-/* What snapshot @name is made of, checked. */
-static int load_read(const char *name, struct vas_loaded **vases, u32 *count)
+/* Reads it, and checks it. */
+static int load_read(struct load *load, const char *name)
 {
-	struct virtio_vas_snapshot info;
+	struct vas_snapshot info;
 	u64 handle, len;
 	void *meta;
 	int err;
 
-	err = vas_store_open(name, &handle, &info, VAS_CALL_KILLABLE);
+	err = vas_store_open(name, &handle, &info, load->label,
+			     VAS_CALL_KILLABLE);
 	if (err)
 		return err;
 	err = -EBADMSG;
-	len = le64_to_cpu(info.meta_bytes);
+	len = info.meta_bytes;
 	if (!len || len > (u64)VIRTIO_VAS_MAX_META * SZ_1M)
 		goto out_close;
 	err = -ENOMEM;
@@ -139,7 +173,8 @@ static int load_read(const char *name, struct vas_loaded **vases, u32 *count)
 	if (!meta)
 		goto out_close;
 	err = fetch(handle, meta, len);
-	err = err ?: vas_meta_parse(meta, len, &info, vases, count);
+	err = err ?: vas_meta_parse(meta, len, &info, &load->vases,
+				    &load->count);
 	kvfree(meta);
 out_close:
 	vas_store_close(handle, 0);
@@ -163,7 +198,7 @@ static struct vas *load_create(struct vas_session *session,
 	vas->map = loaded->map;
 	atomic64_set(&vas->drained, vas->map->pages);
 	vas->store = VAS_STORE_COLD;
-	vas->stored_ns = le64_to_cpu(vas->map->snapshot.created_ns);
+	vas->stored_ns = vas->map->snapshot.created_ns;
 	/* All before @mm; pairs with vas_mm(). */
 	smp_store_release(&vas->mm, loaded->mm);
 	loaded->map = NULL;
@@ -172,22 +207,23 @@ static struct vas *load_create(struct vas_session *session,
 }
 
 /* All or none; what is in @made then is pinned. */
-static int load_create_all(struct vas_session *session,
-			   struct vas_loaded *loaded, u32 count,
+static int load_create_all(struct vas_session *session, struct load *load,
 			   struct vas **made)
 {
 	u32 n;
 	int err = 0;
 
 	mutex_lock(&vas_mutex);
-	for (n = 0; n < count; n++) {
-		made[n] = load_create(session, &loaded[n]);
+	for (n = 0; n < load->count; n++) {
+		made[n] = load_create(session, &load->vases[n]);
 		if (IS_ERR(made[n])) {
 			err = PTR_ERR(made[n]);
 			break;
 		}
 		vas_get(made[n]);
 	}
+	if (!err)
+		memcpy(made[0]->label, load->label, VAS_LABEL_MAX);
 	mutex_unlock(&vas_mutex);
 	if (!err)
 		return 0;
@@ -220,10 +256,9 @@ static int load_tell(struct vas **made, u32 count, struct vas_store_load *arg,
 
 long vas_ioctl_store_load(struct vas_session *session, void __user *uarg)
 {
-	struct vas_loaded *loaded;
 	struct vas_store_load arg;
+	struct load *load;
 	struct vas **made;
-	u32 count;
 	long err;
 
 	if (copy_from_user(&arg, uarg, sizeof(arg)))
@@ -235,16 +270,21 @@ long vas_ioctl_store_load(struct vas_session *session, void __user *uarg)
 		return -EPERM;
 	if (!vas_store_present())
 		return -EOPNOTSUPP;
-	err = load_read(arg.name, &loaded, &count);
+	load = kzalloc(sizeof(*load), GFP_KERNEL_ACCOUNT);
+	if (!load)
+		return -ENOMEM;
+	err = load_read(load, arg.name);
 	if (err)
-		return err;
+		goto out;
 	err = -ENOMEM;
-	made = kvmalloc_array(count, sizeof(*made), GFP_KERNEL_ACCOUNT);
+	made = kvmalloc_array(load->count, sizeof(*made), GFP_KERNEL_ACCOUNT);
 	if (made)
-		err = load_create_all(session, loaded, count, made);
+		err = load_create_all(session, load, made);
 	if (!err)
-		err = load_tell(made, count, &arg, uarg);
+		err = load_tell(made, load->count, &arg, uarg);
 	kvfree(made);
-	vas_loaded_free(loaded, count);
+	vas_loaded_free(load->vases, load->count);
+out:
+	kfree(load);
 	return err;
 }

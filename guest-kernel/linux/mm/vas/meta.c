@@ -141,6 +141,10 @@ static struct virtio_vas_meta_vma meta_vma(struct vm_area_struct *vma)
 		flags |= VIRTIO_VAS_VMA_ACCOUNT;
 	if (vma->vm_flags & VM_NORESERVE)
 		flags |= VIRTIO_VAS_VMA_NORESERVE;
+	if (vma->vm_flags & VM_DROPPABLE)
+		flags |= VIRTIO_VAS_VMA_DROPPABLE;
+	if (vma->vm_flags & VM_WIPEONFORK)
+		flags |= VIRTIO_VAS_VMA_WIPEONFORK;
 	return (struct virtio_vas_meta_vma) {
 		.start = cpu_to_le64(vma->vm_start),
 		.end = cpu_to_le64(vma->vm_end),
@@ -216,7 +220,7 @@ int vas_meta_send(u64 handle, struct vas **vases, struct vas_map **maps,
 struct meta_in {
 	const void *at;
 	size_t left;
-	const struct virtio_vas_snapshot *snapshot;
+	const struct vas_snapshot *snapshot;
 };
 
 /* @count structs of @size, or NULL.  All are multiples of 8 bytes. */
@@ -231,6 +235,9 @@ static const void *meta_take(struct meta_in *in, u64 count, size_t size)
 	return at;
 }
 
+#define VMA_FLAGS	(VIRTIO_VAS_VMA_ACCOUNT | VIRTIO_VAS_VMA_NORESERVE | \
+			 VIRTIO_VAS_VMA_DROPPABLE | VIRTIO_VAS_VMA_WIPEONFORK)
+
 static int parse_vma(struct vas_loaded *vas, const struct virtio_vas_meta_vma *m)
 {
 	u64 start = le64_to_cpu(m->start), end = le64_to_cpu(m->end);
@@ -242,7 +249,7 @@ static int parse_vma(struct vas_loaded *vas, const struct virtio_vas_meta_vma *m
 	if (!PAGE_ALIGNED(start | end) || start >= end || end > TASK_SIZE_MAX ||
 	    pgoff > (ULONG_MAX >> PAGE_SHIFT) - ((end - start) >> PAGE_SHIFT) ||
 	    prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC) ||
-	    flags & ~(VIRTIO_VAS_VMA_ACCOUNT | VIRTIO_VAS_VMA_NORESERVE))
+	    flags & ~VMA_FLAGS)
 		return -EBADMSG;
 	if (prot & PROT_READ)
 		vm_flags |= VM_READ;
@@ -254,6 +261,10 @@ static int parse_vma(struct vas_loaded *vas, const struct virtio_vas_meta_vma *m
 		vm_flags |= VM_ACCOUNT;
 	if (flags & VIRTIO_VAS_VMA_NORESERVE)
 		vm_flags |= VM_NORESERVE;
+	if (flags & VIRTIO_VAS_VMA_DROPPABLE)
+		vm_flags |= VM_DROPPABLE;
+	if (flags & VIRTIO_VAS_VMA_WIPEONFORK)
+		vm_flags |= VM_WIPEONFORK;
 
 	vma = vas_add_vma(vas->mm, start, end, pgoff, vm_flags,
 			  vm_get_page_prot(vm_flags));
@@ -261,7 +272,7 @@ static int parse_vma(struct vas_loaded *vas, const struct virtio_vas_meta_vma *m
 		return PTR_ERR(vma);
 	vas->vmas++;
 	vas->bytes += end - start;
-	return anon_vma_prepare(vma);
+	return vm_flags & VM_DROPPABLE ? 0 : anon_vma_prepare(vma);
 }
 
 static int parse_vmas(struct vas_loaded *vas,
@@ -287,16 +298,16 @@ static int parse_vmas(struct vas_loaded *vas,
 
 /* Does the snapshot have what @run names? */
 static bool run_valid(const struct vas_run *run,
-		      const struct virtio_vas_snapshot *snapshot)
+		      const struct vas_snapshot *snapshot)
 {
-	u64 have = le64_to_cpu(snapshot->packed_pages), units = run->pages;
+	u64 have = snapshot->packed_pages, units = run->pages;
 
 	if (!PAGE_ALIGNED(run->start) || !run->pages)
 		return false;
 	if (run->kind == VIRTIO_VAS_KIND_BLOCKS) {
 		if (run->start % HPAGE_PMD_SIZE || run->pages % HPAGE_PMD_NR)
 			return false;
-		have = le64_to_cpu(snapshot->blocks);
+		have = snapshot->blocks;
 		units /= HPAGE_PMD_NR;
 	} else if (run->kind != VIRTIO_VAS_KIND_PACKED) {
 		return false;
@@ -306,10 +317,10 @@ static bool run_valid(const struct vas_run *run,
 	       units <= have - run->index;
 }
 
-/* Each run in one VMA, after the last one. */
+/* Each run in one VMA that holds pages, after the last one. */
 static int parse_runs(struct vas_loaded *vas,
 		      const struct virtio_vas_meta_run *runs, u32 count,
-		      const struct virtio_vas_snapshot *snapshot)
+		      const struct vas_snapshot *snapshot)
 {
 	struct vm_area_struct *vma = NULL;
 	u64 last = 0;
@@ -330,7 +341,8 @@ static int parse_runs(struct vas_loaded *vas,
 			break;
 		if (!vma || vma->vm_end <= run.start)
 			vma = vma_lookup(vas->mm, run.start);
-		if (!vma || run_end(&run) > vma->vm_end)
+		if (!vma || run_end(&run) > vma->vm_end ||
+		    vma->vm_flags & VM_DROPPABLE)
 			break;
 		last = run_end(&run);
 		err = vas_map_add(vas->map, &run, true);
@@ -382,7 +394,7 @@ void vas_loaded_free(struct vas_loaded *vases, u32 count)
 
 /* Memory is bounded by @len, and by max_map_count for each VAS. */
 int vas_meta_parse(const void *meta, size_t len,
-		   const struct virtio_vas_snapshot *snapshot,
+		   const struct vas_snapshot *snapshot,
 		   struct vas_loaded **vases, u32 *count)
 {
 	struct meta_in in = { .at = meta, .left = len, .snapshot = snapshot };

@@ -20,6 +20,7 @@ static ssize_t vas_meta_write(struct file *file, const char __user *ubuf,
 {
 	struct virtio_vas_snapshot *snapshot;
 	struct vas_loaded *vases;
+	struct vas_snapshot info;
 	u32 count;
 	void *buf;
 	int err;
@@ -30,7 +31,8 @@ static ssize_t vas_meta_write(struct file *file, const char __user *ubuf,
 	if (IS_ERR(buf))
 		return PTR_ERR(buf);
 	snapshot = buf;
-	err = vas_meta_parse(snapshot + 1, len - sizeof(*snapshot), snapshot,
+	info = vas_snapshot_read(snapshot);
+	err = vas_meta_parse(snapshot + 1, len - sizeof(*snapshot), &info,
 			     &vases, &count);
 	if (!err)
 		vas_loaded_free(vases, count);

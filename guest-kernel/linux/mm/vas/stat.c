@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * VAS_IOC_STAT and VAS_IOC_RANGES.  A cold VAS answers from its map: it is not
- * filled for being looked at.
+ * VAS_IOC_STAT, VAS_IOC_USAGE and VAS_IOC_RANGES.  A cold VAS answers from its
+ * map: it is not filled for being looked at.
  */
 #include <linux/cred.h>
 #include <linux/mmap_lock.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -41,6 +42,39 @@ long vas_ioctl_stat(struct vas *vas, void __user *uarg)
 		arg.huge_pages = count.huge;
 		arg.swap_pages = vas_mm_counter(mm, MM_SWAPENTS);
 	}
+	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
+long vas_ioctl_usage(struct vas *vas, void __user *uarg)
+{
+	struct mm_struct *mm = vas_mm(vas);
+	struct vas_pages count = {};
+	struct vm_area_struct *vma;
+	struct vas_usage arg;
+	int err = 0;
+
+	if (mm) {
+		VMA_ITERATOR(vmi, mm, 0);
+
+		if (mmap_read_lock_killable(mm))
+			return -EINTR;
+		for_each_vma(vmi, vma) {
+			if (fatal_signal_pending(current)) {
+				err = -EINTR;
+				break;
+			}
+			vas_count_range(mm, vma->vm_start, vma->vm_end, true,
+					&count);
+			cond_resched();
+		}
+		mmap_read_unlock(mm);
+	}
+	if (err)
+		return err;
+	arg = (struct vas_usage) {
+		.own_pages = count.own,
+		.shared_pages = count.present - count.own,
+	};
 	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
 }
 

@@ -77,6 +77,7 @@ struct vas *vas_create(const char *name, umode_t mode)
 	INIT_LIST_HEAD(&vas->session_node);
 	mutex_init(&vas->lock);
 	INIT_LIST_HEAD(&vas->evictable);
+	INIT_LIST_HEAD(&vas->paid);
 
 	vas_sysfs_init(vas);
 	err = vas_sysfs_add(vas);
@@ -126,6 +127,7 @@ void vas_put(struct vas *vas)
 	if (!refcount_dec_and_test(&vas->pins))
 		return;
 	vas_forget_evictable(vas);
+	vas_forget_payer(vas);
 	vas_map_free(vas->map);
 	/* In reclaim (see cold.c) no mmap_lock may be waited for. */
 	if (vas->mm && current->flags & PF_MEMALLOC)
@@ -208,16 +210,15 @@ struct vm_area_struct *vas_add_vma(struct mm_struct *mm, unsigned long start,
 
 /*
  * Plain private anonymous memory.  Not: /dev/zero (it has a file), memory of
- * devices, stacks that grow, shadow stacks, memory that the kernel may drop at
- * any time, and what userfaultfd watches (a page that is missing there is not
- * a page of zeros).
+ * devices, stacks that grow, shadow stacks, and what userfaultfd watches (a page
+ * that is missing there is not a page of zeros).
  */
 bool vas_eligible(struct vm_area_struct *vma)
 {
 	return vma_is_anonymous(vma) && !vma->vm_file &&
 	       !(vma->vm_flags & (VM_SHARED | VM_MAYSHARE | VM_SPECIAL |
 				  VM_HUGETLB | VM_GROWSDOWN | VM_GROWSUP |
-				  VM_SHADOW_STACK | VM_DROPPABLE)) &&
+				  VM_SHADOW_STACK)) &&
 	       !userfaultfd_armed(vma);
 }
 
@@ -256,6 +257,15 @@ struct vas_counter {
 	bool ptes;
 };
 
+/* How often an anonymous page is mapped, alone or with its huge page. */
+static int page_mappings(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	return atomic_read(&page->_mapcount) + 1 +
+	       (folio_test_large(folio) ? folio_entire_mapcount(folio) : 0);
+}
+
 static int vas_count_pmd(pmd_t *pmd, unsigned long addr, unsigned long end,
 			 struct mm_walk *walk)
 {
@@ -268,8 +278,14 @@ static int vas_count_pmd(pmd_t *pmd, unsigned long addr, unsigned long end,
 	ptl = pmd_trans_huge_lock(pmd, vma);
 	if (ptl) {
 		if (!is_huge_zero_pmd(*pmd)) {
-			count->present += (end - addr) >> PAGE_SHIFT;
-			count->huge += (end - addr) >> PAGE_SHIFT;
+			u64 pages = (end - addr) >> PAGE_SHIFT;
+
+			count->present += pages;
+			count->huge += pages;
+			/* While it is migrated, nobody knows who maps it. */
+			if (pmd_present(*pmd) &&
+			    folio_mapcount(pmd_folio(*pmd)) == 1)
+				count->own += pages;
 		}
 		spin_unlock(ptl);
 		return 0;
@@ -296,6 +312,7 @@ static int vas_count_pmd(pmd_t *pmd, unsigned long addr, unsigned long end,
 			continue;
 		count->present++;
 		count->exclusive += PageAnon(page) && PageAnonExclusive(page);
+		count->own += page_mappings(page) == 1;
 		count->ksm += PageKsm(page);
 	}
 	pte_unmap_unlock(start_pte, ptl);

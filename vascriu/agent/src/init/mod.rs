@@ -16,7 +16,7 @@ use std::path::Path;
 pub use mounts::{Mount, bind_file, mount, mount_kernel_filesystems, overlay_root};
 pub use network::bring_up_loopback;
 pub use power::{Machine, request};
-pub use supervise::{Service, supervise};
+pub use supervise::{Service, programs, supervise};
 
 use crate::server::unblock_signals;
 

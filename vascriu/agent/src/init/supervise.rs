@@ -2,8 +2,9 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// A process that is to run always.
 #[derive(Debug)]
 pub struct Service {
-    name: &'static str,
+    name: String,
     command: Command,
     terminal: Option<PathBuf>,
     pid: Option<Pid>,
@@ -32,11 +33,11 @@ pub struct Service {
 
 impl Service {
     /// A service that writes to the console.
-    pub fn new(name: &'static str, mut command: Command) -> Self {
+    pub fn new(name: impl Into<String>, mut command: Command) -> Self {
         // SAFETY: sigprocmask is async-signal-safe and touches the child's stack only.
         unsafe { command.pre_exec(unblock_signals) };
         Self {
-            name,
+            name: name.into(),
             command,
             terminal: None,
             pid: None,
@@ -59,6 +60,18 @@ impl Service {
             ..Self::new(name, command)
         }
     }
+}
+
+/// The programs of a folder, sorted by name: what an image wants to have running.
+pub fn programs(folder: &Path) -> Vec<PathBuf> {
+    let is_program = |path: &PathBuf| {
+        let meta = path.metadata();
+        meta.is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    };
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    let mut programs: Vec<_> = entries.map(|e| e.path()).filter(is_program).collect();
+    programs.sort();
+    programs
 }
 
 /// Runs `services` and the machine until it goes down. For PID 1: returns only if something
@@ -151,5 +164,26 @@ fn reap(services: &mut [Service]) {
                 ));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_programs_of_a_folder_are_its_executable_files_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, mode) in [("b", 0o755), ("a", 0o700), ("README", 0o644)] {
+            let path = dir.path().join(name);
+            fs::write(&path, "").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        let expected = ["a", "b"].map(|name| dir.path().join(name));
+        assert_eq!(programs(dir.path()), expected);
+        assert!(programs(Path::new("/no/such")).is_empty());
     }
 }

@@ -241,7 +241,7 @@ mod tests {
         let device = rig();
         let mut config = [0xff; 20];
         device.read_config(0, &mut config);
-        let expected: Vec<u8> = [1u32, 65536, 64, 0, u32::MAX]
+        let expected: Vec<u8> = [2u32, 65536, 64, 0, u32::MAX]
             .iter()
             .flat_map(|n| n.to_le_bytes())
             .collect();
@@ -367,7 +367,7 @@ mod tests {
     fn a_flood_of_garbage_is_answered_and_leaves_nothing() {
         let (device, mut driver) = device();
         let mut requests = Vec::new();
-        for op in 0..14u32 {
+        for op in 0..15u32 {
             for count in [0, 1, u32::MAX] {
                 requests.push(request(op, count, 1, &[0xff; 16]));
                 requests.push(request(op, count, 0, &[0xff; 128]));

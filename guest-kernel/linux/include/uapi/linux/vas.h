@@ -28,13 +28,20 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define VAS_ABI_VERSION		4
+#define VAS_ABI_VERSION		5
 
 /*
  * Longest name, with its terminating NUL.  A name is of [A-Za-z0-9._:@+-] and
  * does not begin with '.'.
  */
 #define VAS_NAME_MAX		128
+
+/*
+ * A label is text that the kernel does not read: what user space says of a
+ * snapshot, such as its name.  Zeroes follow it, one at least.  The store takes
+ * only UTF-8 without control characters: else EINVAL.
+ */
+#define VAS_LABEL_MAX		1024
 
 /* struct vas_info.features */
 #define VAS_FEATURE_PAGEMAP_HIDE	(1ULL << 0)
@@ -54,8 +61,8 @@ struct vas_create {
 };
 
 /* By id, or by name where id is 0.  access: VAS_ACCESS_* that the file gets. */
-#define VAS_ACCESS_READ		(1U << 0)	/* stat, ranges, attach */
-#define VAS_ACCESS_WRITE	(1U << 1)	/* capture, delete */
+#define VAS_ACCESS_READ		(1U << 0)	/* stat, ranges, usage, attach, get label */
+#define VAS_ACCESS_WRITE	(1U << 1)	/* capture, evict, delete, set label */
 
 struct vas_open {
 	__u64 id;		/* in, out */
@@ -67,11 +74,16 @@ struct vas_open {
 /*
  * Share all eligible memory of a task with an empty VAS, copy-on-write: private
  * anonymous VMAs that were ever written and are not hugetlb, PFN-mapped,
- * GROWSDOWN, droppable, or registered with userfaultfd.  All or nothing; the
- * target sees no difference.  With @len, only what lies in [start, start + len).
+ * GROWSDOWN, or registered with userfaultfd.  All or nothing; the target sees no
+ * difference.  With @len, only what lies in [start, start + len).
+ *
+ * Of droppable memory (MAP_DROPPABLE), where the C library keeps the state of
+ * its random numbers, the VAS notes only that it is there, written or not: a VMA
+ * like the others, without pages.
  *
  * With HIDE, until the session closes, the captured VMAs are without pages for
- * this process: PAGEMAP_SCAN reports none, and what smaps counts is zero.
+ * this process, those of droppable memory, too: PAGEMAP_SCAN reports none, and
+ * what smaps counts is zero.
  *
  * ENOTEMPTY: it holds a capture; ENOENT: it was deleted; ESTALE: HIDE, and the
  * session has closed; ESRCH: the task has exited or is being OOM-killed; EACCES:
@@ -93,10 +105,19 @@ struct vas_capture {
 
 /*
  * Replace memory of a task by the memory of a VAS, copy-on-write, keeping the
- * target's VMA flags.  [src, src + len) of the VAS appears at dst; len 0 means
- * the whole VAS at the addresses it was captured from.  The target must have
- * eligible VMAs (see above; but they need not have been written) wherever the
- * VAS has memory, in whatever pieces.  Whole or not at all:
+ * target's VMA flags, but for two: what was droppable is droppable again, and
+ * empty, and so neither locked nor committed memory; what was to be wiped on fork
+ * (MADV_WIPEONFORK) is so again, and with VAS_ATTACH_CLONE it is empty, as in a
+ * fork's child.
+ *
+ * With a @snapshot, /proc/PID/vas of the target tells it from now on, and a
+ * random number that no other attach has; len must be 0 then.
+ *
+ * [src, src + len) of the VAS appears at dst; len 0 means the whole VAS at the
+ * addresses it was captured from.  The target must have eligible VMAs (see above;
+ * but they need not have been written, and droppable ones take only what was
+ * droppable) wherever the VAS has memory, in whatever pieces.  Whole or not at
+ * all:
  *
  * ENODATA: the VAS is empty; ENOENT: it has nothing in the range; EFAULT: the
  * target has nothing mapped where it should; EBUSY: or something that is not
@@ -106,15 +127,17 @@ struct vas_capture {
  * fails.  ESTALE: its snapshot is no longer in the store; ENODEV, EIO: the store
  * is gone, or failed; ENOMEM: also where there are not enough huge pages.
  */
+#define VAS_ATTACH_CLONE	(1U << 0)	/* others go on from this memory, too */
+
 struct vas_attach {
 	__s32 pidfd;		/* in: needs PTRACE_MODE_ATTACH */
-	__u32 flags;		/* in: 0 */
+	__u32 flags;		/* in: VAS_ATTACH_* */
 	__u64 src;		/* in: page aligned */
 	__u64 len;		/* in: page aligned; 0: all */
 	__u64 dst;		/* in: page aligned; ignored where len is 0 */
 	__u64 vmas;		/* out */
 	__u64 pages;		/* out: resident pages now shared */
-	__u64 reserved[2];
+	__u8  snapshot[16];	/* in: identity of the snapshot, or zeroes */
 };
 
 struct vas_stat {
@@ -176,14 +199,33 @@ struct vas_delete {
 };
 
 /*
- * Puts VASes, which the caller may read, into the store as one snapshot.  Goes
- * on in the background, also when the caller ends; VAS_IOC_STAT tells how far.
- * The VASes are usable as ever meanwhile.  Deleting one of them gives it up.
+ * Of the resident pages of a VAS: those that nobody else maps, and the others.
+ * Exact for each page when it is looked at; a huge page counts as a whole.  A page
+ * that is being moved counts as shared, one that others have only in swap as own.
+ */
+struct vas_usage {
+	__u64 own_pages;	/* out */
+	__u64 shared_pages;	/* out */
+};
+
+/*
+ * A new VAS has an empty label.  It can be changed until the VAS is deleted:
+ * ENOENT.
+ */
+struct vas_label {
+	char  label[VAS_LABEL_MAX];	/* SET_LABEL: in; GET_LABEL: out */
+};
+
+/*
+ * Puts VASes, which the caller may read, into the store as one snapshot, with
+ * the label that the first of them has when it is complete.  Goes on in the
+ * background, also when the caller ends; VAS_IOC_STAT tells how far.  The VASes
+ * are usable as ever meanwhile.  Deleting one of them gives it up.
  *
  * Fails at once with EEXIST: the store has the name; ENODATA: a VAS is empty;
  * EBUSY: being drained; EALREADY: in the store; ENOENT, EACCES.  And, with SYNC
  * from here, else in @drain_error: ENOSPC: the store is full; ECANCELED: a VAS
- * was deleted; EIO, ENODEV, ENOMEM.  After a failure the store has nothing of it,
+ * was deleted; EINVAL: it takes no such label; EIO, ENODEV, ENOMEM.  After a failure the store has nothing of it,
  * and the VASes are hot.
  */
 #define VAS_DRAIN_SYNC		(1U << 0)	/* wait until it is in the store */
@@ -216,6 +258,7 @@ struct vas_store_snapshot {
 	__u64 packed_pages;	/* 4 KiB pages that were copied */
 	__u64 bytes;		/* of the store */
 	__u64 reserved;
+	char  label[VAS_LABEL_MAX];
 };
 
 /* What complete snapshots there are in the store, for this machine. */
@@ -230,9 +273,10 @@ struct vas_store_list {
 /*
  * Makes the VASes of a snapshot in the store, under their names, cold.  They
  * belong to the caller and to the session, transient until it commits.  All or
- * nothing.  Needs CAP_DAC_OVERRIDE: the store knows no owners.  ENOENT: no such
- * snapshot; EEXIST: a VAS of such a name is here; EBADMSG: its description
- * makes no sense; E2BIG: more than VAS_DRAIN_MAX VASes.
+ * nothing.  They come in the order in which they were drained, and the first has
+ * the snapshot's label.  Needs CAP_DAC_OVERRIDE: the store knows no owners.
+ * ENOENT: no such snapshot; EEXIST: a VAS of such a name is here; EBADMSG: its
+ * description makes no sense; E2BIG: more than VAS_DRAIN_MAX VASes.
  */
 struct vas_store_load {
 	char  name[VAS_NAME_MAX];	/* in: of the snapshot */
@@ -253,6 +297,15 @@ struct vas_store_delete {
 	__u64 created_ns;	/* in: only the one made then; 0: whichever it is */
 	__u32 flags;		/* in: 0 */
 	__u32 reserved;
+};
+
+/*
+ * Gives a snapshot in the store another label.  Needs CAP_DAC_OVERRIDE.  ENOENT:
+ * no such snapshot, or it is not complete yet.
+ */
+struct vas_store_label {
+	char  name[VAS_NAME_MAX];	/* in: of the snapshot */
+	char  label[VAS_LABEL_MAX];	/* in */
 };
 
 /*
@@ -288,6 +341,7 @@ struct vas_guard {
 #define VAS_IOC_STORE_LOAD	_IOWR(VAS_IOC_MAGIC, 0x06, struct vas_store_load)
 #define VAS_IOC_STORE_DELETE	_IOW(VAS_IOC_MAGIC, 0x07, struct vas_store_delete)
 #define VAS_IOC_GUARD		_IOW(VAS_IOC_MAGIC, 0x08, struct vas_guard)
+#define VAS_IOC_STORE_LABEL	_IOW(VAS_IOC_MAGIC, 0x09, struct vas_store_label)
 
 /* on a VAS file */
 #define VAS_IOC_CAPTURE		_IOWR(VAS_IOC_MAGIC, 0x10, struct vas_capture)
@@ -296,5 +350,8 @@ struct vas_guard {
 #define VAS_IOC_RANGES		_IOWR(VAS_IOC_MAGIC, 0x13, struct vas_ranges)
 #define VAS_IOC_DELETE		_IOW(VAS_IOC_MAGIC, 0x14, struct vas_delete)
 #define VAS_IOC_EVICT		_IOWR(VAS_IOC_MAGIC, 0x15, struct vas_evict)
+#define VAS_IOC_GET_LABEL	_IOR(VAS_IOC_MAGIC, 0x16, struct vas_label)
+#define VAS_IOC_SET_LABEL	_IOW(VAS_IOC_MAGIC, 0x17, struct vas_label)
+#define VAS_IOC_USAGE		_IOR(VAS_IOC_MAGIC, 0x18, struct vas_usage)
 
 #endif /* _UAPI_LINUX_VAS_H */

@@ -16,7 +16,7 @@
 
 /* The device id; not assigned by OASIS. */
 #define VIRTIO_VAS_DEVICE_ID	0x8056
-#define VIRTIO_VAS_VERSION	1
+#define VIRTIO_VAS_VERSION	2
 
 /* Queues: every operation may be sent on either. */
 #define VIRTIO_VAS_REQUESTQ	0
@@ -34,6 +34,8 @@
 
 /* With its NUL; of [A-Za-z0-9._:@+-], beginning with a letter or a digit. */
 #define VIRTIO_VAS_NAME_MAX	128
+/* UTF-8 without control characters, with its NUL. */
+#define VIRTIO_VAS_LABEL_MAX	1024
 
 struct virtio_vas_config {
 	__le32 version;		/* VIRTIO_VAS_VERSION */
@@ -55,6 +57,8 @@ struct virtio_vas_config {
 #define VIRTIO_VAS_OP_CLOSE	10
 #define VIRTIO_VAS_OP_LIST	11	/* arg: how many to skip; out: snapshot[] */
 #define VIRTIO_VAS_OP_DELETE	12	/* in: name; arg: created_ns, or 0 */
+#define VIRTIO_VAS_OP_LABEL	13	/* in: label; of the handle, a draft, or
+					 * where that is 0 of a complete snapshot */
 
 struct virtio_vas_request {
 	__le32 op;		/* VIRTIO_VAS_OP_* */
@@ -87,6 +91,11 @@ struct virtio_vas_name {
 	char name[VIRTIO_VAS_NAME_MAX];	/* zeroes after it */
 };
 
+struct virtio_vas_label {
+	char name[VIRTIO_VAS_NAME_MAX];		/* of a complete snapshot, else zeroes */
+	char label[VIRTIO_VAS_LABEL_MAX];	/* zeroes after it */
+};
+
 /* struct virtio_vas_map.kind, struct virtio_vas_meta_run.kind */
 #define VIRTIO_VAS_KIND_BLOCKS	0	/* what PUBLISH made; index: a block */
 #define VIRTIO_VAS_KIND_PACKED	1	/* what COPY made */
@@ -111,6 +120,7 @@ struct virtio_vas_snapshot {
 	__le64 packed_pages;	/* that COPY made */
 	__le64 bytes;		/* of host memory, all its blocks */
 	__le64 reserved;
+	char   label[VIRTIO_VAS_LABEL_MAX];
 };
 
 /*
@@ -118,7 +128,7 @@ struct virtio_vas_snapshot {
  * virtio_vas_meta_vas, its VMAs and its runs, both ascending.
  */
 #define VIRTIO_VAS_META_MAGIC	0x4d534156	/* "VASM" */
-#define VIRTIO_VAS_META_VERSION	1
+#define VIRTIO_VAS_META_VERSION	2
 
 struct virtio_vas_meta {
 	__le32 magic;		/* VIRTIO_VAS_META_MAGIC */
@@ -138,6 +148,8 @@ struct virtio_vas_meta_vas {
 /* struct virtio_vas_meta_vma.flags */
 #define VIRTIO_VAS_VMA_ACCOUNT		(1U << 0)
 #define VIRTIO_VAS_VMA_NORESERVE	(1U << 1)
+#define VIRTIO_VAS_VMA_DROPPABLE	(1U << 2)	/* it has no runs */
+#define VIRTIO_VAS_VMA_WIPEONFORK	(1U << 3)
 
 struct virtio_vas_meta_vma {
 	__le64 start;

@@ -1,0 +1,285 @@
+//! Copies of one service: how soon they answer, and what memory each takes.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::copies::{self, Copy};
+use crate::frame::{
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Point, Unit,
+    metrics,
+};
+use crate::procfs::available_bytes;
+use crate::subject::{Subject, use_high_pids};
+use crate::system::{Snapshot, System, ms};
+use crate::workload::{EVERY, Pages};
+
+pub(super) struct Scaling;
+
+/// The microVM's memory, less what its kernel needs and a snapshot of the largest service.
+const ROOM_MIB: usize = 8 << 10;
+/// Name of the snapshot.
+const NAME: &str = "scaling";
+
+static DEFINITION: Definition = Definition {
+    name: "scaling",
+    title: "Container instance scaling (paper)",
+    question: "How long does it take until N copies of a service with data answer, and how much \
+        memory does each take, once it has worked?",
+    axes: &[
+        Axis {
+            name: "copies",
+            about: "copies that run side by side",
+            kind: Kind::Count("copies"),
+            quick: &["1", "5"],
+            full: &["1", "10", "30", "100"],
+        },
+        Axis {
+            name: "size",
+            about: "memory of the service",
+            kind: Kind::Size,
+            quick: &["16M"],
+            full: &["16M", "256M"],
+        },
+    ],
+    systems: &[
+        System::CriuTmpfs,
+        System::ColdStart,
+        System::Vascriu,
+        System::VascriuClone,
+    ],
+    metrics: &[
+        Metric {
+            name: "all_ms",
+            about: "from the beginning until the last copy has answered its first request",
+            unit: Unit::Ms,
+        },
+        Metric {
+            name: "each_ms",
+            about: "the same by the number of copies",
+            unit: Unit::Ms,
+        },
+        Metric {
+            name: "last_ms",
+            about: "the last copy alone, from its beginning to its answer",
+            unit: Unit::Ms,
+        },
+        Metric {
+            name: "memory_each_bytes",
+            about: "what each copy takes of the guest's memory, once it has written to 1/16 of \
+                its pages",
+            unit: Unit::Bytes,
+        },
+        Metric {
+            name: "memory_idle_bytes",
+            about: "the same before it has written anything",
+            unit: Unit::Bytes,
+        },
+    ],
+    machine: Machine {
+        mem: "10G",
+        cpus: 1,
+        image: None,
+    },
+    repeats: [2, 5],
+    figures: &[
+        Figure {
+            title: "Until all copies answer",
+            metric: "all_ms",
+            x: "copies",
+            panels: Some("size"),
+        },
+        Figure {
+            title: "Memory of each copy, after work",
+            metric: "memory_each_bytes",
+            x: "copies",
+            panels: Some("size"),
+        },
+    ],
+    claims: &[
+        Claim {
+            text: "Copies of a large service answer 9 times sooner",
+            paper: Some("9x"),
+            metric: "all_ms",
+            system: System::VascriuClone,
+            than: System::CriuTmpfs,
+            at: &[("copies", "30"), ("size", "256M")],
+            goal: 9.0,
+        },
+        Claim {
+            text: "A copy takes less memory",
+            paper: None,
+            metric: "memory_each_bytes",
+            system: System::VascriuClone,
+            than: System::CriuTmpfs,
+            at: &[("copies", "30"), ("size", "256M")],
+            goal: 1.0,
+        },
+    ],
+    notes: &[
+        "The service is a process with a pattern in its memory, of huge pages. Its first request \
+         is a signal, for which it draws a random number; the answer is looked for every 5 ms.",
+        "Copies are made one after the other. cold-start starts the service anew, which fills \
+         its memory; criu-tmpfs and vascriu restore one snapshot again and again, each time in a \
+         new PID and mount namespace, which has an init, and is asked then; vascriu-clone makes \
+         all by one command, which makes namespaces, too, and then asks one after the other.",
+        "The dump is in no number. Memory is what MemAvailable fell by, by the number of copies: \
+         namespaces, their inits and page tables are in it, the snapshot is not.",
+        "All memory of all copies is checked after they have written, and of vascriu-clone that \
+         no two drew the same random number; anything wrong ends the run.",
+        "What does not fit into the microVM's memory is left out: 100 copies of 256 MiB that \
+         share nothing.",
+    ],
+};
+
+impl Experiment for Scaling {
+    fn definition(&self) -> &'static Definition {
+        &DEFINITION
+    }
+
+    fn fits(&self, system: System, point: &Point) -> bool {
+        // Settings that are no numbers are refused elsewhere.
+        let all = |point: &Point| Some(point.count("copies").ok()? * point.mib("size").ok()?);
+        let shared = matches!(system, System::Vascriu | System::VascriuClone);
+        shared || all(point).is_none_or(|mib| mib <= ROOM_MIB)
+    }
+
+    fn measure_here(&self, case: &Case) -> Result<Metrics> {
+        let count = case.point.count("copies")?;
+        ensure!(count > 0, "no copies were asked for");
+        let size_mib = case.point.mib("size")?;
+        let snapshot = snapshot(case.system, size_mib)?;
+        let before = available_bytes()?;
+        let taken_by_each = || anyhow::Ok(before.saturating_sub(available_bytes()?) / count as u64);
+
+        let made = make(case.system, snapshot.as_ref(), size_mib, count)?;
+        let idle = taken_by_each()?;
+        let mut copies = made.copies;
+        work(&mut copies, size_mib)?;
+        let worked = taken_by_each()?;
+        let mut all = copies.iter_mut();
+        all.try_for_each(|copy| copy.subject.check().context("a copy"))?;
+        let distinct = made.drawn.iter().collect::<HashSet<_>>().len() == count;
+        ensure!(
+            distinct || case.system != System::VascriuClone,
+            "two copies drew the same random number"
+        );
+        copies.into_iter().try_for_each(Copy::end)?;
+        snapshot.map_or(Ok(()), |snapshot| snapshot.delete())?;
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        Ok(metrics([
+            ("all_ms", ms(made.all)),
+            ("each_ms", ms(made.all) / count as f64),
+            ("last_ms", ms(made.last)),
+            ("memory_each_bytes", worked as f64),
+            ("memory_idle_bytes", idle as f64),
+        ]))
+    }
+}
+
+/// A snapshot of the service, if the system needs one.
+fn snapshot(system: System, size_mib: usize) -> Result<Option<Snapshot>> {
+    if system == System::ColdStart {
+        return Ok(None);
+    }
+    // The restores' own processes must not have its PID.
+    use_high_pids()?;
+    let snapshot = Snapshot::new(system, NAME)?;
+    let mut service = Subject::start(size_mib, Pages::Huge)?;
+    snapshot.dump(service.pid)?;
+    service.reap()?;
+    Ok(Some(snapshot))
+}
+
+/// Copies that have answered.
+struct Made {
+    copies: Vec<Copy>,
+    /// Their answers: random numbers.
+    drawn: Vec<u64>,
+    /// What all took.
+    all: Duration,
+    /// What the last one took.
+    last: Duration,
+}
+
+fn make(
+    system: System,
+    snapshot: Option<&Snapshot>,
+    size_mib: usize,
+    count: usize,
+) -> Result<Made> {
+    if system == System::VascriuClone {
+        return clone(count);
+    }
+    let mut made = Made {
+        copies: Vec::with_capacity(count),
+        drawn: Vec::with_capacity(count),
+        all: Duration::ZERO,
+        last: Duration::ZERO,
+    };
+    let begun = Instant::now();
+    for _ in 0..count {
+        let before = begun.elapsed();
+        let mut copy = match snapshot {
+            Some(snapshot) => Copy::restore(&snapshot.restoring())?,
+            None => Subject::start(size_mib, Pages::Huge)?.into(),
+        };
+        made.drawn.push(copy.subject.random()?);
+        made.copies.push(copy);
+        made.all = begun.elapsed();
+        made.last = made.all - before;
+    }
+    Ok(made)
+}
+
+/// All by one command.
+fn clone(count: usize) -> Result<Made> {
+    let begun = Instant::now();
+    let cloned = copies::clone(NAME, count)?;
+    let made_last = cloned.last().map_or(0.0, |copy| copy.restore_ms);
+    let mut copies: Vec<Copy> = cloned.iter().map(|c| Subject::at(c.pid).into()).collect();
+    let mut drawn = Vec::with_capacity(count);
+    let mut asked = Instant::now();
+    for copy in &mut copies {
+        asked = Instant::now();
+        drawn.push(copy.subject.random()?);
+    }
+    Ok(Made {
+        copies,
+        drawn,
+        all: begun.elapsed(),
+        last: Duration::try_from_secs_f64(made_last / 1e3)? + asked.elapsed(),
+    })
+}
+
+/// Has each copy write to its share of its pages.
+fn work(copies: &mut [Copy], size_mib: usize) -> Result<()> {
+    let share = ((size_mib as u64) << 8).div_ceil(EVERY);
+    for copy in copies {
+        let written = copy.subject.write()?;
+        ensure!(written >= share, "a copy wrote to {written} pages only");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_shares_nothing_must_fit_into_the_microvm() {
+        let point = |copies: &str| {
+            Point(
+                [("copies", copies), ("size", "256M")]
+                    .map(|(a, v)| (a.into(), v.into()))
+                    .into(),
+            )
+        };
+        for system in [System::CriuTmpfs, System::ColdStart] {
+            assert!(Scaling.fits(system, &point("30")));
+            assert!(!Scaling.fits(system, &point("100")));
+        }
+        assert!(Scaling.fits(System::VascriuClone, &point("100")));
+    }
+}

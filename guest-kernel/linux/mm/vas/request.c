@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Requests to the snapshot store.
+ *
+ * A request lives in memory of its own until the device has completed it, or
+ * was reset.  Who waits for it may be killed before that (if he asked for it):
+ * then the request is *abandoned*, and whoever ends it frees it.  Should it open
+ * a handle, that one is closed.
+ */
+#include <linux/completion.h>
+#include <linux/delay.h>
+#include <linux/mm.h>
+#include <linux/scatterlist.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/virtio.h>
+#include <linux/vmalloc.h>
+
+#include "store.h"
+
+struct vas_request {
+	struct vas_store *store;
+	struct vas_queue *queue;
+	struct completion done;
+	struct work_struct orphan;
+	bool abandoned;			/* by queue->lock */
+	int err;			/* this one and @len before @done */
+	u32 len;			/* bytes that the device wrote */
+	void *in, *out;
+	size_t in_len, out_len;
+	struct virtio_vas_request head;
+	struct virtio_vas_response response;
+};
+
+static void request_free(struct vas_request *r)
+{
+	vas_store_put(r->store);
+	kvfree(r->in);
+	kvfree(r->out);
+	kfree(r);
+}
+
+static int status_errno(u32 op, u32 status)
+{
+	switch (status) {
+	case VIRTIO_VAS_S_OK:
+		return 0;
+	case VIRTIO_VAS_S_NOT_FOUND:
+		return -ENOENT;
+	case VIRTIO_VAS_S_EXISTS:
+		return -EEXIST;
+	case VIRTIO_VAS_S_NO_SPACE:
+		return -ENOSPC;
+	case VIRTIO_VAS_S_BAD_META:
+		return -EBADMSG;
+	case VIRTIO_VAS_S_LIMIT:
+		return -EMFILE;
+	case VIRTIO_VAS_S_HOST:
+		return -EIO;
+	case VIRTIO_VAS_S_BAD_REQUEST:
+		/* We pass labels on unread; the store wants text. */
+		if (op == VIRTIO_VAS_OP_LABEL)
+			return -EINVAL;
+		fallthrough;
+	default:
+		/* What we ask is well-formed: one of us has a bug. */
+		pr_warn_ratelimited("vas: the store refuses a request: status %u\n",
+				    status);
+		return -EPROTO;
+	}
+}
+
+static int request_result(struct vas_request *r)
+{
+	if (r->err)
+		return r->err;
+	if (r->len < sizeof(r->response))
+		return -EIO;
+	return status_errno(le32_to_cpu(r->head.op),
+			    le32_to_cpu(r->response.status));
+}
+
+/* Nobody waits for this one any more. */
+static void request_orphan(struct work_struct *work)
+{
+	struct vas_request *r = container_of(work, struct vas_request, orphan);
+	u32 op = le32_to_cpu(r->head.op);
+
+	if ((op == VIRTIO_VAS_OP_CREATE || op == VIRTIO_VAS_OP_OPEN) &&
+	    !request_result(r))
+		vas_store_close(le64_to_cpu(r->response.value), 0);
+	request_free(r);
+}
+
+static struct vas_request *request_new(struct vas_store *store,
+				       const struct vas_call *call, gfp_t gfp)
+{
+	struct vas_request *r = kzalloc(sizeof(*r), gfp);
+
+	if (!r)
+		return NULL;
+	kref_get(&store->kref);
+	r->store = store;
+	init_completion(&r->done);
+	INIT_WORK(&r->orphan, request_orphan);
+	r->head = (struct virtio_vas_request) {
+		.op = cpu_to_le32(call->op),
+		.count = cpu_to_le32(call->count),
+		.handle = cpu_to_le64(call->handle),
+		.arg = cpu_to_le64(call->arg),
+	};
+	r->in_len = call->in_len;
+	r->out_len = call->out_len;
+	if (call->in_len) {
+		r->in = kvmalloc(call->in_len, gfp);
+		if (!r->in)
+			goto out_free;
+		memcpy(r->in, call->in, call->in_len);
+	}
+	if (call->out_len) {
+		r->out = kvzalloc(call->out_len, gfp);
+		if (!r->out)
+			goto out_free;
+	}
+	return r;
+
+out_free:
+	request_free(r);
+	return NULL;
+}
+
+static unsigned int buffer_pieces(const void *buf, size_t len)
+{
+	if (!len)
+		return 0;
+	return is_vmalloc_addr(buf) ? DIV_ROUND_UP(len, PAGE_SIZE) : 1;
+}
+
+/* vmalloc()ed memory begins at a page. */
+static struct scatterlist *add_buffer(struct scatterlist *sg, void *buf,
+				      size_t len)
+{
+	size_t n;
+
+	for (; len; buf += n, len -= n) {
+		n = len;
+		if (is_vmalloc_addr(buf)) {
+			n = min(len, PAGE_SIZE);
+			sg_set_page(sg++, vmalloc_to_page(buf), n, 0);
+		} else {
+			sg_set_buf(sg++, buf, n);
+		}
+	}
+	return sg;
+}
+
+static int request_submit(struct vas_request *r, bool killable, gfp_t gfp)
+{
+	unsigned int nr_out = 1 + buffer_pieces(r->in, r->in_len);
+	unsigned int nr_in = 1 + buffer_pieces(r->out, r->out_len);
+	struct scatterlist *sg, *next, *sgs[2];
+	struct vas_queue *q = r->queue;
+	int err;
+
+	sg = kvmalloc_array(nr_out + nr_in, sizeof(*sg), gfp);
+	if (!sg)
+		return -ENOMEM;
+	sg_init_table(sg, nr_out);
+	sg_init_table(sg + nr_out, nr_in);
+	next = add_buffer(sg, &r->head, sizeof(r->head));
+	next = add_buffer(next, r->in, r->in_len);
+	next = add_buffer(next, &r->response, sizeof(r->response));
+	add_buffer(next, r->out, r->out_len);
+	sgs[0] = sg;
+	sgs[1] = sg + nr_out;
+
+	for (;;) {
+		spin_lock_irq(&q->lock);
+		if (r->store->dead)
+			err = -ENODEV;
+		else
+			err = virtqueue_add_sgs(q->vq, sgs, 1, 1, r, GFP_ATOMIC);
+		if (!err)
+			virtqueue_kick(q->vq);
+		spin_unlock_irq(&q->lock);
+		if (err != -ENOSPC)
+			break;
+		/* Full: rare, as a request takes one descriptor (indirect). */
+		if (killable && fatal_signal_pending(current)) {
+			err = -EINTR;
+			break;
+		}
+		usleep_range(100, 1000);
+	}
+	kvfree(sg);
+	return err;
+}
+
+static int request_wait(struct vas_request *r, bool killable)
+{
+	if (!killable) {
+		wait_for_completion(&r->done);
+		return 0;
+	}
+	if (!wait_for_completion_killable(&r->done))
+		return 0;
+	spin_lock_irq(&r->queue->lock);
+	r->abandoned = !completion_done(&r->done);
+	if (!r->abandoned) {
+		spin_unlock_irq(&r->queue->lock);
+		return 0;
+	}
+	/* From the unlock on it is no longer ours; the store is its own. */
+	spin_unlock_irq(&r->queue->lock);
+	return -EINTR;
+}
+
+/* Called with the queue's lock held. */
+void vas_request_end(struct vas_request *r, u32 len, int err)
+{
+	r->len = len;
+	r->err = err;
+	if (r->abandoned)
+		schedule_work(&r->orphan);
+	else
+		complete(&r->done);
+}
+
+static gfp_t call_gfp(unsigned int flags)
+{
+	return flags & VAS_CALL_NOFAIL ? GFP_KERNEL | __GFP_NOFAIL : GFP_KERNEL;
+}
+
+/* Does a request.  Process context; may be reclaim (which has PF_MEMALLOC). */
+int vas_store_call(struct vas_call *call, unsigned int flags)
+{
+	bool killable = flags & VAS_CALL_KILLABLE;
+	gfp_t gfp = call_gfp(flags);
+	struct vas_store *store = vas_store_get();
+	struct vas_request *r;
+	int err;
+
+	if (!store)
+		return -ENODEV;
+	r = request_new(store, call, gfp);
+	if (!r) {
+		vas_store_put(store);
+		return -ENOMEM;
+	}
+	r->queue = &store->queue[flags & VAS_CALL_URGENT ?
+				 VIRTIO_VAS_RELEASEQ : VIRTIO_VAS_REQUESTQ];
+	err = request_submit(r, killable && !(gfp & __GFP_NOFAIL), gfp);
+	if (err)
+		goto out_free;
+	err = request_wait(r, killable);
+	if (err)
+		goto out;
+
+	call->done = le32_to_cpu(r->response.done);
+	call->value = le64_to_cpu(r->response.value);
+	err = request_result(r);
+	if (!err) {
+		call->out_got = min_t(size_t, r->len - sizeof(r->response),
+				      r->out_len);
+		memcpy(call->out, r->out, call->out_got);
+	}
+out_free:
+	request_free(r);
+out:
+	vas_store_put(store);
+	return err;
+}
+
+int vas_store_commit(u64 handle)
+{
+	struct vas_call call = { .op = VIRTIO_VAS_OP_COMMIT, .handle = handle };
+
+	return vas_store_call(&call, 0);
+}
+
+/* There are few handles: none is left open but where the device is gone. */
+void vas_store_close(u64 handle, unsigned int flags)
+{
+	struct vas_call call = { .op = VIRTIO_VAS_OP_CLOSE, .handle = handle };
+
+	vas_store_call(&call, flags | VAS_CALL_NOFAIL);
+}
+
+/* A draft of a new snapshot. */
+int vas_store_create(const char *name, u64 *handle)
+{
+	struct virtio_vas_name in = {};
+	struct vas_call call = {
+		.op = VIRTIO_VAS_OP_CREATE, .in = &in, .in_len = sizeof(in),
+	};
+	int err;
+
+	strscpy(in.name, name);
+	err = vas_store_call(&call, 0);
+	*handle = call.value;
+	return err;
+}
+
+/* What outlives a request, and is ours: text that ends, numbers. */
+struct vas_snapshot
+vas_snapshot_read(const struct virtio_vas_snapshot *snapshot)
+{
+	struct vas_snapshot info = {
+		.created_ns = le64_to_cpu(snapshot->created_ns),
+		.meta_bytes = le64_to_cpu(snapshot->meta_bytes),
+		.blocks = le64_to_cpu(snapshot->blocks),
+		.packed_pages = le64_to_cpu(snapshot->packed_pages),
+	};
+
+	strscpy(info.name, snapshot->name);
+	return info;
+}
+
+/* A complete snapshot; its label goes to @label unless that is NULL. */
+int vas_store_open(const char *name, u64 *handle, struct vas_snapshot *info,
+		   char *label, unsigned int flags)
+{
+	struct virtio_vas_snapshot *snapshot;
+	struct virtio_vas_name in = {};
+	struct vas_call call = {
+		.op = VIRTIO_VAS_OP_OPEN, .in = &in, .in_len = sizeof(in),
+		.out_len = sizeof(*snapshot),
+	};
+	int err;
+
+	snapshot = kmalloc(sizeof(*snapshot), call_gfp(flags));
+	if (!snapshot)
+		return -ENOMEM;
+	call.out = snapshot;
+	strscpy(in.name, name);
+	err = vas_store_call(&call, flags);
+	if (err)
+		goto out;
+	*handle = call.value;
+	*info = vas_snapshot_read(snapshot);
+	if (call.out_got == sizeof(*snapshot) && !strcmp(info->name, name)) {
+		if (label)
+			strscpy_pad(label, snapshot->label,
+				    VIRTIO_VAS_LABEL_MAX);
+	} else {
+		vas_store_close(*handle, flags);
+		err = -EPROTO;
+	}
+out:
+	kfree(snapshot);
+	return err;
+}
+
+/*
+ * Labels the draft @handle, or where that is 0 the complete snapshot @name.  The
+ * store refuses what is no text.
+ */
+int vas_store_label(u64 handle, const char *name, const char *label)
+{
+	struct virtio_vas_label *in = kzalloc(sizeof(*in), GFP_KERNEL);
+	struct vas_call call = {
+		.op = VIRTIO_VAS_OP_LABEL, .handle = handle,
+		.in = in, .in_len = sizeof(*in),
+	};
+	int err;
+
+	if (!in)
+		return -ENOMEM;
+	if (!handle)
+		strscpy(in->name, name);
+	strscpy(in->label, label, sizeof(in->label));
+	err = vas_store_call(&call, VAS_CALL_KILLABLE);
+	kfree(in);
+	return err;
+}
