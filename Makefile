@@ -4,7 +4,7 @@
 RELEASE := target/release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench experiments report-quick look test test-all test-debug kernel kernel-debug image image-containers binaries setup clean
+.PHONY: help demo bench experiments report-quick look test test-all test-debug kernel kernel-debug image image-containers image-programs binaries setup clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
@@ -15,11 +15,11 @@ demo: image image-containers ## Dump and restore a loaded Redis, copies of it, a
 bench: image ## Measure stock CRIU against vascriu over sizes of memory, and the store
 	@$(RELEASE)/mvas-exp bench
 
-experiments: image-containers ## Run all experiments in full, and make the report
+experiments: image-containers image-programs ## Run all experiments in full, and make the report
 	@$(RELEASE)/mvas-exp run all
 	@$(RELEASE)/mvas-exp report
 
-report-quick: image-containers ## Run all experiments with few values, and make the report
+report-quick: image-containers image-programs ## Run all experiments with few values, and make the report
 	@$(RELEASE)/mvas-exp run all --quick --out target/mvas/quick/samples
 	@$(RELEASE)/mvas-exp report --from target/mvas/quick/samples --out target/mvas/quick/report
 
@@ -47,6 +47,9 @@ image: binaries ## Build the guest kernel and the guest image
 
 image-containers: image ## Build the guest image that has container engines, too
 	@$(RELEASE)/mvas-images image --flavor containers
+
+image-programs: image ## Build the guest image that has programs for experiments, too
+	@$(RELEASE)/mvas-images image --flavor programs
 
 binaries: setup ## Build our programs
 	@cargo build --release --locked --workspace

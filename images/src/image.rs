@@ -21,11 +21,13 @@ pub enum Flavor {
     Default,
     /// The same, with Docker, containerd, Podman and crun, and their services running
     Containers,
+    /// The same as the default, with programs that experiments snapshot: servers, a JVM, Python
+    Programs,
 }
 
 impl Flavor {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Default, Self::Containers];
+    pub const ALL: [Self; 3] = [Self::Default, Self::Containers, Self::Programs];
 
     /// Kind of the cache entries with Debian's packages only.
     #[must_use]
@@ -33,6 +35,7 @@ impl Flavor {
         match self {
             Self::Default => "base",
             Self::Containers => "base-containers",
+            Self::Programs => "base-programs",
         }
     }
 
@@ -42,6 +45,7 @@ impl Flavor {
         match self {
             Self::Default => "image",
             Self::Containers => "image-containers",
+            Self::Programs => "image-programs",
         }
     }
 
@@ -51,6 +55,7 @@ impl Flavor {
         match self {
             Self::Default => "rootfs.ext4",
             Self::Containers => "rootfs-containers.ext4",
+            Self::Programs => "rootfs-programs.ext4",
         }
     }
 
@@ -62,13 +67,14 @@ impl Flavor {
                 "images/recipe/packages",
                 "images/recipe/packages.containers",
             ],
+            Self::Programs => &["images/recipe/packages", "images/recipe/packages.programs"],
         }
     }
 
     /// The folders of the checkout that lie over its packages.
     fn overlays(self) -> &'static [&'static str] {
         match self {
-            Self::Default => &["images/rootfs"],
+            Self::Default | Self::Programs => &["images/rootfs"],
             Self::Containers => &["images/rootfs", "images/rootfs.containers"],
         }
     }
