@@ -4,16 +4,13 @@
 RELEASE := target/release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench experiments report-quick look test test-all test-debug kernel kernel-debug image image-containers image-programs binaries setup clean
+.PHONY: help demo experiments report-quick look test test-all test-debug kernel kernel-debug image image-containers image-programs binaries setup clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
 
 demo: image image-containers ## Dump and restore a loaded Redis, copies of it, and one in Docker
 	@$(RELEASE)/mvas-exp demo
-
-bench: image ## Measure stock CRIU against vascriu over sizes of memory, and the store
-	@$(RELEASE)/mvas-exp bench
 
 experiments: image-containers image-programs ## Run all experiments in full, and make the report
 	@$(RELEASE)/mvas-exp run all

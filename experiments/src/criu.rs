@@ -29,7 +29,7 @@ pub struct Ran {
 /// # Errors
 /// When it cannot start or fails; the message has what it wrote to standard error.
 pub fn timed(command: &mut Command) -> Result<Ran> {
-    let cpu_before = cpu_of_children()?;
+    let cpu_before = cpu_of(UsageWho::RUSAGE_CHILDREN)?;
     let begun = Instant::now();
     let output = command
         .stdin(Stdio::null())
@@ -45,14 +45,17 @@ pub fn timed(command: &mut Command) -> Result<Ran> {
     }
     Ok(Ran {
         wall,
-        cpu: cpu_of_children()?.saturating_sub(cpu_before),
+        cpu: cpu_of(UsageWho::RUSAGE_CHILDREN)?.saturating_sub(cpu_before),
         stdout: output.stdout,
     })
 }
 
-/// CPU time of all children that have ended.
-fn cpu_of_children() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+/// CPU time of this process, or of all children that have ended.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub(crate) fn cpu_of(who: UsageWho) -> Result<Duration> {
+    let usage = getrusage(who)?;
     let duration = |time: TimeVal| -> Result<Duration> {
         let micros = u32::try_from(time.tv_usec())?;
         Ok(Duration::from_secs(u64::try_from(time.tv_sec())?)

@@ -5,8 +5,6 @@
 //! them; both are the one command `mvas-exp`, and talk JSON. `docs/EXPERIMENTS.md`
 //! defines every number.
 
-pub mod bench;
-pub mod checks;
 pub mod copies;
 pub mod criu;
 pub mod criu_log;
@@ -26,5 +24,6 @@ pub mod subject;
 pub mod system;
 pub mod table;
 pub mod times;
+pub mod trial;
 pub mod vas;
 pub mod workload;

@@ -26,26 +26,6 @@ pub fn median(values: &[f64]) -> Option<f64> {
     })
 }
 
-/// The mean of ratios: of a half and a double it is 1.
-///
-/// `None` without values, or where one of them is not above zero.
-#[must_use]
-pub fn geometric_mean(ratios: &[f64]) -> Option<f64> {
-    if ratios.is_empty() || ratios.iter().any(|r| r.is_nan() || *r <= 0.0) {
-        return None;
-    }
-    let logs: f64 = ratios.iter().map(|r| r.ln()).sum();
-    Some((logs / ratios.len() as f64).exp())
-}
-
-/// The smallest and the largest value.
-#[must_use]
-pub fn range(values: &[f64]) -> Option<(f64, f64)> {
-    let min = values.iter().copied().reduce(f64::min)?;
-    let max = values.iter().copied().reduce(f64::max)?;
-    Some((min, max))
-}
-
 /// The least value that this share of all does not exceed; `None` without values.
 ///
 /// ```
@@ -121,24 +101,20 @@ mod tests {
     use fastrand::Rng;
     use proptest::prelude::*;
 
+    fn range(values: &[f64]) -> Option<(f64, f64)> {
+        let min = values.iter().copied().reduce(f64::min)?;
+        Some((min, values.iter().copied().reduce(f64::max)?))
+    }
+
     #[test]
     fn the_median_of_an_even_count_is_between_the_middle_two() {
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), Some(2.5));
     }
 
     #[test]
-    fn a_half_and_a_double_have_the_mean_of_one() {
-        let mean = geometric_mean(&[0.5, 2.0, 1.0]).unwrap();
-        assert!((mean - 1.0).abs() < 1e-9, "{mean}");
-        assert_eq!(geometric_mean(&[]), None);
-        assert_eq!(geometric_mean(&[1.0, 0.0]), None);
-    }
-
-    #[test]
     fn nothing_and_nan_have_no_median() {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[1.0, f64::NAN]), None);
-        assert_eq!(range(&[]), None);
     }
 
     #[test]

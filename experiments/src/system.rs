@@ -44,6 +44,10 @@ pub enum System {
     Bgsave,
     /// No snapshots at all.
     Nothing,
+    /// No snapshot: a copy of as much memory.
+    Copy,
+    /// The store's device alone: page tables change, contents stay.
+    Remap,
 }
 
 impl std::fmt::Display for System {
@@ -61,6 +65,8 @@ impl std::fmt::Display for System {
             Self::CriuPredump => "criu-predump",
             Self::Bgsave => "bgsave",
             Self::Nothing => "nothing",
+            Self::Copy => "copy",
+            Self::Remap => "remap",
         })
     }
 }

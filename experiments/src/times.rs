@@ -2,11 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::stats::median;
 use crate::system::{Dump, Restore, ms};
 use crate::table;
 
-/// Of one dump and one restore, or the medians of several; in milliseconds.
+/// Of one dump and one restore, in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Times {
     /// The whole dump.
@@ -41,19 +40,5 @@ impl Times {
     #[must_use]
     pub fn faster_than(&self, stock: Option<&Self>, of: fn(&Self) -> f64) -> String {
         stock.map_or(String::new(), |stock| table::times(of(stock), of(self)))
-    }
-
-    /// The median of each; `None` of none.
-    #[must_use]
-    pub fn medians(all: &[Self]) -> Option<Self> {
-        let of = |time: fn(&Self) -> f64| median(&all.iter().map(time).collect::<Vec<_>>());
-        Some(Self {
-            dump_ms: of(|t| t.dump_ms)?,
-            dump_cpu_ms: of(|t| t.dump_cpu_ms)?,
-            restore_ms: of(|t| t.restore_ms)?,
-            frozen_ms: of(|t| t.frozen_ms)?,
-            memory_dump_ms: of(|t| t.memory_dump_ms)?,
-            memory_restore_ms: of(|t| t.memory_restore_ms)?,
-        })
     }
 }

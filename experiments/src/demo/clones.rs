@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::yes_or_no;
 use crate::copies;
 use crate::procfs::available_bytes;
-use crate::stats::median;
 use crate::subject::Subject;
 use crate::system::ms;
 use crate::table;
@@ -28,8 +27,6 @@ pub struct Clones {
     pub n: usize,
     /// Milliseconds from the command's start to its end, per copy.
     pub ms_each: f64,
-    /// Milliseconds that each took, in their order: one is begun when the one before runs.
-    pub each_ms: Vec<f64>,
     /// Guest memory that each took, page tables and supervisor included.
     pub memory_each_bytes: u64,
     /// Whether each drew another random number, all having been drawn in one before.
@@ -63,7 +60,6 @@ pub fn run(size_mib: usize, count: usize) -> Result<Clones> {
         n: copies.len(),
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         ms_each: ms(all) / count as f64,
-        each_ms: cloned.iter().map(|c| c.restore_ms).collect(),
         memory_each_bytes: taken / count as u64,
         randomness_distinct: drawn.len() == copies.len(),
         bad_pages,
@@ -88,37 +84,6 @@ impl Clones {
         wrong
     }
 
-    /// Medians of the first ten copies and of the last ten, in milliseconds: whether a copy
-    /// takes the longer the more there are.
-    #[must_use]
-    pub fn first_and_last_ms(&self) -> Option<(f64, f64)> {
-        let few = self.each_ms.len().min(10);
-        let (first, last) = (
-            &self.each_ms[..few],
-            &self.each_ms[self.each_ms.len() - few..],
-        );
-        Some((median(first)?, median(last)?))
-    }
-
-    /// The table of how time and memory scale, for people; each copy has `size_mib` MiB.
-    #[must_use]
-    pub fn render_scaling(&self, size_mib: usize) -> String {
-        let header = [
-            "copies",
-            "ms each, of the first ten",
-            "of the last ten",
-            "taken by each",
-        ];
-        let (first, last) = self.first_and_last_ms().unwrap_or_default();
-        let row = vec![
-            format!("{} x {size_mib} MiB", self.n),
-            table::ms(first),
-            table::ms(last),
-            table::bytes(self.memory_each_bytes),
-        ];
-        table::render(&header, &[row])
-    }
-
     /// The table for people; each copy has `size_mib` MiB.
     #[must_use]
     pub fn render(&self, size_mib: usize) -> String {
@@ -139,27 +104,5 @@ impl Clones {
             yes_or_no(self.bad_pages == 0),
         ];
         table::render(&header, &[row])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_each_tenth_copy_the_median_counts() {
-        let mut copies = Clones {
-            n: 100,
-            ms_each: 2.0,
-            each_ms: [[1.0, 1.0, 9.0], [3.0, 2.0, 2.0]].concat(),
-            memory_each_bytes: 0,
-            randomness_distinct: true,
-            bad_pages: 0,
-        };
-        assert_eq!(copies.first_and_last_ms(), Some((2.0, 2.0)));
-        copies.each_ms = (0..100).map(f64::from).collect();
-        assert_eq!(copies.first_and_last_ms(), Some((4.5, 94.5)));
-        copies.each_ms.clear();
-        assert_eq!(copies.first_and_last_ms(), None);
     }
 }

@@ -200,7 +200,6 @@ mod tests {
             clones: Clones {
                 n: 20,
                 ms_each: 300.0,
-                each_ms: vec![300.0; 20],
                 memory_each_bytes: 1 << 20,
                 randomness_distinct: true,
                 bad_pages: 0,

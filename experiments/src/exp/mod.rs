@@ -5,9 +5,12 @@ mod common;
 mod containers;
 mod fine;
 mod fixed;
+pub(crate) mod fleet;
 mod goes_on;
+mod remap;
 mod scaling;
 mod size;
+pub(crate) mod store;
 pub(crate) mod tiers;
 
 use anyhow::{Context, Result};
@@ -20,10 +23,13 @@ pub const ALL: &[&dyn Experiment] = &[
     &containers::Containers,
     &fine::Fine,
     &scaling::Scaling,
+    &fleet::Fleet,
     &bill::Bill,
     &goes_on::GoesOn,
     &fixed::Fixed,
     &tiers::Tiers,
+    &store::Store,
+    &remap::Remap,
 ];
 
 /// The one of this name.

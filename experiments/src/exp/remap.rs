@@ -1,12 +1,12 @@
-//! Remapping against copying, on the host itself: what the device does for a guest, without
-//! the guest.
+//! Remapping against copying on the host itself: what the device does for a guest, without the
+//! guest.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mvas_abi::virtio_vas::{
     VIRTIO_VAS_KIND_BLOCKS, VIRTIO_VAS_META_MAGIC, VIRTIO_VAS_META_VERSION, VIRTIO_VAS_NAME_MAX,
     VIRTIO_VAS_OP_COMMIT, VIRTIO_VAS_OP_COPY, VIRTIO_VAS_OP_CREATE, VIRTIO_VAS_OP_MAP,
@@ -17,81 +17,133 @@ use mvas_host::server::{BLOCK, Grant, GuestMapping, PAGE, Server, ServerConfig, 
 use mvas_host::store::{Store, StoreOptions, StoreRun};
 use mvasvm::config::MemSize;
 use mvasvm::memory::{GuestRam, PhysBits};
-use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 
-use crate::system::ms;
-use crate::table;
+use crate::frame::{
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Lab, Metric, Metrics, Unit, metrics,
+};
+use crate::host::Scratch;
+use crate::system::{System, ms};
 
-/// How long the operations of the device take, in milliseconds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Remap {
-    /// Whose host it is: `native` or `simulated`.
-    pub host: String,
-    /// The memory of each operation.
-    pub size_mib: u64,
-    /// PUBLISH: blocks of 2 MiB become the snapshot's.
-    pub publish_ms: f64,
-    /// COPY of as many 4 KiB pages.
-    pub copy_ms: f64,
-    /// MAP: the blocks appear elsewhere, in disorder.
-    pub map_ms: f64,
-    /// RELEASE: blocks are given back.
-    pub release_ms: f64,
+use super::common;
+
+pub(super) struct Remap;
+
+static DEFINITION: Definition = Definition {
+    name: "remap",
+    title: "Remap against copy, on the host",
+    question: "What does it take the host to bring memory of a guest into the store, and back, by \
+        remapping it, against copying it?",
+    axes: &[Axis {
+        name: "size",
+        about: "memory",
+        kind: Kind::Size,
+        quick: &["32M"],
+        full: &["64M", "256M", "1G"],
+    }],
+    systems: &[System::Copy, System::Remap],
+    metrics: &[
+        Metric {
+            name: "publish_ms",
+            about: "memory of the guest becomes the snapshot's",
+            unit: Unit::Ms,
+        },
+        Metric {
+            name: "map_ms",
+            about: "memory of the snapshot appears in the guest",
+            unit: Unit::Ms,
+        },
+        Metric {
+            name: "release_ms",
+            about: "memory is given back",
+            unit: Unit::Ms,
+        },
+    ],
+    machine: common::MACHINE,
+    repeats: [1, 5],
+    figures: &[Figure {
+        title: "Memory of the guest becomes the snapshot's",
+        metric: "publish_ms",
+        x: "size",
+        panels: None,
+    }],
+    claims: &[Claim {
+        text: "Remapping is 10 times faster than copying",
+        paper: None,
+        metric: "publish_ms",
+        system: System::Remap,
+        than: System::Copy,
+        at: &[],
+        goal: 10.0,
+    }],
+    notes: &[
+        "The server of the device is asked without a guest, on the host that the microVMs of the \
+         other experiments run on.",
+        "remap: PUBLISH of blocks of 2 MiB of which no two lie side by side, MAP of them in \
+         disorder, RELEASE of where they were. copy: COPY of as many pages of 4 KiB; the way back \
+         is MAP for copies, too, so it is in no number of theirs.",
+        "What was mapped is compared with what was published.",
+    ],
+};
+
+impl Experiment for Remap {
+    fn definition(&self) -> &'static Definition {
+        &DEFINITION
+    }
+
+    fn measure(&self, _lab: &mut Lab, case: &Case) -> Result<Metrics> {
+        let store = Scratch::new()?;
+        measure(case.system, case.point.mib("size")? as u64, store.path())
+    }
+
+    fn measure_here(&self, case: &Case) -> Result<Metrics> {
+        bail!("{} is measured on the host", case.experiment)
+    }
 }
 
-/// Measures on this host, with `size_mib` MiB and the store in the directory `store`.
-///
-/// # Errors
-/// When the store or an operation fails, or mapped memory is not what was published.
-pub fn measure(host: &str, size_mib: u64, store: &Path) -> Result<Remap> {
-    eprintln!("remapping {size_mib} MiB on the {host} host");
+/// Measures on this host, with the store in the directory `store`.
+fn measure(system: System, size_mib: u64, store: &Path) -> Result<Metrics> {
+    // Every other block is asked for, so that no two are remapped at once; the last third is
+    // where they appear.
     let guest = Guest::new(store, 3 * size_mib)?;
     let blocks = (size_mib << 20) / BLOCK;
     let written = 2 * blocks * BLOCK;
     for gpa in (0..written).step_by(usize::try_from(PAGE)?) {
         guest.ram.memory().write_obj(gpa, GuestAddress(gpa))?;
     }
-    // Every other block is published, so that no two are remapped at once; the pages of those
-    // between are copied.
+    let asked: Vec<u64> = (0..blocks).map(|i| 2 * i * BLOCK).collect();
     let draft = guest.create()?;
-    let published: Vec<u64> = (0..blocks).map(|i| 2 * i * BLOCK).collect();
-    let publish_ms = guest.timed(VIRTIO_VAS_OP_PUBLISH, draft, &published)?;
-    let pages = published
-        .iter()
-        .flat_map(|gpa| (0..BLOCK / PAGE).map(move |i| gpa + BLOCK + i * PAGE));
-    let copy_ms = pages
-        .collect::<Vec<u64>>()
-        .chunks(MOST_ENTRIES)
-        .map(|some| guest.timed(VIRTIO_VAS_OP_COPY, draft, some))
-        .sum::<Result<f64>>()?;
+    if system == System::Copy {
+        let pages = |gpa| (0..BLOCK / PAGE).map(move |i| gpa + i * PAGE);
+        let pages: Vec<u64> = asked.into_iter().flat_map(pages).collect();
+        let copies = pages.chunks(MOST_ENTRIES);
+        let copy_ms = copies.map(|some| guest.timed(VIRTIO_VAS_OP_COPY, draft, some));
+        return Ok(metrics([("publish_ms", copy_ms.sum::<Result<_>>()?)]));
+    }
+    let publish_ms = guest.timed(VIRTIO_VAS_OP_PUBLISH, draft, &asked)?;
     guest.commit(draft)?;
-    let scattered = |i: u64| (i * STRIDE) % blocks;
+    let scattered = |i: u64| (2 * blocks + (i * STRIDE) % blocks) * BLOCK;
     let entries = (0..blocks).map(|i| {
         Ok(VirtioVasMap {
-            gpa: ((2 * blocks + scattered(i)) * BLOCK).into(),
+            gpa: scattered(i).into(),
             index: u32::try_from(i)?.into(),
             kind: VIRTIO_VAS_KIND_BLOCKS.into(),
         })
     });
     let entries: Vec<VirtioVasMap> = entries.collect::<Result<_>>()?;
     let map_ms = guest.timed(VIRTIO_VAS_OP_MAP, draft, &entries)?;
-    for i in 0..blocks {
-        let gpa = (2 * blocks + scattered(i)) * BLOCK;
-        let read: u64 = guest.ram.memory().read_obj(GuestAddress(gpa))?;
-        ensure!(read == 2 * i * BLOCK, "block {i} is not what was published");
+    for (i, gpa) in (0..).zip(&asked) {
+        let read: u64 = guest.ram.memory().read_obj(GuestAddress(scattered(i)))?;
+        ensure!(read == *gpa, "block {i} is not what was published");
     }
-    let ranges: Vec<[u64; 2]> = published.iter().map(|gpa| [*gpa, BLOCK]).collect();
+    let ranges: Vec<[u64; 2]> = asked.iter().map(|gpa| [*gpa, BLOCK]).collect();
     let release_ms = guest.timed(VIRTIO_VAS_OP_RELEASE, 0, &ranges)?;
-    Ok(Remap {
-        host: host.to_owned(),
-        size_mib,
-        publish_ms,
-        copy_ms,
-        map_ms,
-        release_ms,
-    })
+    Ok(metrics([
+        ("publish_ms", publish_ms),
+        ("map_ms", map_ms),
+        ("release_ms", release_ms),
+    ]))
 }
 
 /// Entries that one request may have.
@@ -180,32 +232,6 @@ impl Guest {
     }
 }
 
-/// The table for people.
-#[must_use]
-pub fn render(rows: &[Remap]) -> String {
-    let header = [
-        "on the host",
-        "memory",
-        "PUBLISH ms",
-        "MAP ms",
-        "RELEASE ms",
-        "COPY ms",
-        "PUBLISH is",
-    ];
-    let cells = |row: &Remap| {
-        vec![
-            row.host.clone(),
-            format!("{} MiB", row.size_mib),
-            table::ms(row.publish_ms),
-            table::ms(row.map_ms),
-            table::ms(row.release_ms),
-            table::ms(row.copy_ms),
-            table::times(row.copy_ms, row.publish_ms),
-        ]
-    };
-    table::render(&header, &rows.iter().map(cells).collect::<Vec<_>>())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,12 +239,9 @@ mod tests {
     #[test]
     fn what_is_mapped_is_what_was_published() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let remap = measure("native", 16, &dir.path().join("store")).unwrap();
-        assert_eq!((remap.host.as_str(), remap.size_mib), ("native", 16));
-        let table = render(&[remap]);
-        assert!(
-            table.contains("native") && table.contains("16 MiB"),
-            "{table}"
-        );
+        let store = |system: System| dir.path().join(system.to_string());
+        let measured = |system| measure(system, 16, &store(system)).unwrap();
+        assert_eq!(measured(System::Remap).len(), 3);
+        assert_eq!(measured(System::Copy).len(), 1);
     }
 }
