@@ -132,6 +132,22 @@ pub fn restoring(dir: &Path) -> Command {
     command
 }
 
+/// `criu restore --lazy-pages` from `dir`, and before it the daemon that brings the pages: those
+/// that the tree waits for first, then all others, and then it ends.
+#[must_use]
+pub fn restoring_lazily(dir: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .env("CRIU_FAULT", "130")
+        .args(["-c", LAZILY])
+        .arg(dir);
+    command
+}
+
+/// The daemon listens when its command ends.
+const LAZILY: &str = "criu lazy-pages -D \"$0\" -o lazy-pages.log --daemon && \
+    exec criu restore -D \"$0\" -o restore.log --restore-detached --lazy-pages";
+
 /// Without hardware breakpoints, as vascriu runs it (see its `criu/order.rs`): that is not
 /// slower, and loses no task.
 fn criu(action: &str, dir: &Path) -> Command {

@@ -42,6 +42,9 @@ pub enum System {
     CriuPredump,
     /// Redis's own snapshot, its file on tmpfs.
     Bgsave,
+    /// Stock CRIU, whose restore lets the process go on before its memory is there; images on
+    /// tmpfs.
+    CriuLazy,
     /// No snapshots at all.
     Nothing,
     /// No snapshot: a copy of as much memory.
@@ -64,6 +67,7 @@ impl std::fmt::Display for System {
             Self::VascriuOther => "vascriu-other",
             Self::CriuPredump => "criu-predump",
             Self::Bgsave => "bgsave",
+            Self::CriuLazy => "criu-lazy",
             Self::Nothing => "nothing",
             Self::Copy => "copy",
             Self::Remap => "remap",
@@ -105,6 +109,8 @@ pub(crate) const GOING_ON: [&str; 2] = ["--leave-running", CLOSED];
 pub enum Snapshot {
     /// Of stock CRIU, into a folder.
     Stock(PathBuf),
+    /// The same, restored lazily.
+    Lazy(PathBuf),
     /// Of vascriu, under a name, in the guest.
     Vas(String),
     /// Of vascriu, under a name, in the snapshot store.
@@ -119,6 +125,7 @@ impl Snapshot {
     pub fn new(system: System, name: &str) -> Result<Self> {
         Ok(match system {
             System::CriuTmpfs => Self::Stock(Path::new(DIR).join(name)),
+            System::CriuLazy => Self::Lazy(Path::new(DIR).join(name)),
             System::Vascriu | System::VascriuClone => Self::Vas(name.into()),
             System::VascriuStore | System::VascriuStored | System::VascriuOther => {
                 Self::Stored(name.into())
@@ -133,7 +140,7 @@ impl Snapshot {
     /// When the system fails.
     pub fn dump(&self, pid: i32) -> Result<Dump> {
         match self {
-            Self::Stock(dir) => criu::dump(pid, dir),
+            Self::Stock(dir) | Self::Lazy(dir) => criu::dump(pid, dir),
             Self::Vas(name) => vas::dump(pid, name, Keep::GuestOnly),
             Self::Stored(name) => vas::dump(pid, name, Keep::Background),
         }
@@ -146,7 +153,7 @@ impl Snapshot {
     /// When the system fails.
     pub fn take(&self, pid: i32) -> Result<Dump> {
         match self {
-            Self::Stock(dir) => criu::dump_with(pid, dir, &GOING_ON),
+            Self::Stock(dir) | Self::Lazy(dir) => criu::dump_with(pid, dir, &GOING_ON),
             Self::Vas(name) => vas::dump_with(pid, name, Keep::GuestOnly, &GOING_ON),
             Self::Stored(name) => vas::dump_with(pid, name, Keep::Background, &GOING_ON),
         }
@@ -158,7 +165,7 @@ impl Snapshot {
     /// When it does not get there.
     pub fn wait_until_stored(&self) -> Result<bool> {
         match self {
-            Self::Stock(_) | Self::Vas(_) => Ok(false),
+            Self::Stock(_) | Self::Lazy(_) | Self::Vas(_) => Ok(false),
             Self::Stored(name) => vas::wait_until_stored(name).map(|()| true),
         }
     }
@@ -169,18 +176,19 @@ impl Snapshot {
     /// When it cannot be.
     pub fn evict(&self) -> Result<()> {
         match self {
-            Self::Stock(_) | Self::Vas(_) => Ok(()),
+            Self::Stock(_) | Self::Lazy(_) | Self::Vas(_) => Ok(()),
             Self::Stored(name) => vas::evict(name),
         }
     }
 
-    /// Restores the tree.
+    /// Restores the tree, and tells what the memory step took.
     ///
     /// # Errors
-    /// When the system fails.
+    /// When the system fails, or has no such step.
     pub fn restore(&self) -> Result<Restore> {
         match self {
             Self::Stock(dir) => criu::restore(dir),
+            Self::Lazy(_) => bail!("a lazy restore has no memory step of its own"),
             Self::Vas(name) | Self::Stored(name) => vas::restore(name),
         }
     }
@@ -191,6 +199,7 @@ impl Snapshot {
     pub fn restoring(&self) -> Command {
         match self {
             Self::Stock(dir) => criu::restoring(dir),
+            Self::Lazy(dir) => criu::restoring_lazily(dir),
             Self::Vas(name) | Self::Stored(name) => vas::restoring(name),
         }
     }
@@ -201,7 +210,7 @@ impl Snapshot {
     /// When it cannot be deleted.
     pub fn delete(&self) -> Result<()> {
         match self {
-            Self::Stock(dir) => {
+            Self::Stock(dir) | Self::Lazy(dir) => {
                 fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))
             }
             Self::Vas(name) | Self::Stored(name) => vas::delete(name),

@@ -51,7 +51,7 @@ fn restore(snapshot: &Snapshot, pid: i32) -> Result<Restore> {
     let restored = timed(&mut snapshot.restoring())?;
     end_intact(pid)?;
     let memory = match snapshot {
-        Snapshot::Stock(_) => {
+        Snapshot::Stock(_) | Snapshot::Lazy(_) => {
             let memory = snapshot.restore()?.memory;
             end_intact(pid)?;
             memory

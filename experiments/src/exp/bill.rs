@@ -53,6 +53,7 @@ static DEFINITION: Definition = Definition {
     axes: AXES,
     systems: &[
         System::CriuTmpfs,
+        System::CriuLazy,
         System::Fork,
         System::Vascriu,
         System::VascriuStore,
@@ -132,6 +133,9 @@ static DEFINITION: Definition = Definition {
          huge pages even one percent is a word in each.",
         "fork is a lower bound: what goes on is a child of the process, which lives on, and \
          nothing can be restored later; restore is its fork, asked for and answered.",
+        "criu-lazy restores the same images by criu restore --lazy-pages: the process goes on at \
+         once, and a daemon (criu lazy-pages, whose start is in restore) brings each page that it \
+         touches, and the others beside.",
         "vascriu-store restores a cold snapshot: one that is in the host's store only.",
         "Guest memory is by how much MemAvailable fell from before the restore to after the first \
          touch; the snapshot, in stock CRIU's case its images, was there before.",
