@@ -1,6 +1,7 @@
 //! Redis in a container, and without one: how each engine runs it, checkpoints it and brings it
 //! back; the guest half, in the flavor `containers`.
 
+mod containerd;
 mod docker;
 mod podman;
 mod process;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use containerd::Containerd;
 pub use docker::Docker;
 use podman::Podman;
 use process::Process;
@@ -71,7 +73,7 @@ pub trait Engine {
 }
 
 /// Those that [`find`] finds.
-pub const NAMES: &[&str] = &["process", "runc", "docker", "podman"];
+pub const NAMES: &[&str] = &["process", "runc", "docker", "containerd", "podman"];
 
 /// The engine of this name, ready to run Redis.
 ///
@@ -82,6 +84,7 @@ pub fn find(name: &str) -> Result<Box<dyn Engine>> {
         "process" => Box::new(Process::new()?),
         "runc" => Box::new(Runc::new()?),
         "docker" => Box::new(Docker::new()?),
+        "containerd" => Box::new(Containerd::new()?),
         "podman" => Box::new(Podman::new()?),
         _ => bail!("{name:?} is none of {}", NAMES.join(", ")),
     })

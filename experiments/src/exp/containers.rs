@@ -105,7 +105,10 @@ static DEFINITION: Definition = Definition {
          step, for either system. The process is without.",
         "What engines checkpoint by vascriu also goes to the snapshot store, in the background: \
          beside the restore, which may be the slower for it. The process's stays in the guest.",
-        "runc and Podman give Redis the guest's own network, Docker one of its own.",
+        "runc, containerd and Podman give Redis the guest's own network, Docker one of its own.",
+        "containerd's checkpoint (ctr container checkpoint) has what the container wrote to its \
+         files, too; the container goes on, and is removed before the restore, which makes a new \
+         one. That is in no number.",
     ],
 };
 
