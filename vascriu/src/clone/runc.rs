@@ -8,6 +8,8 @@ use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -21,6 +23,9 @@ use crate::text;
 
 const RUNC: &str = "runc";
 const CONFIG: &str = "config.json";
+const CGROUPS: &str = "/sys/fs/cgroup";
+/// How long the tasks of a container that was not restored may take to end.
+const ENDING: Duration = Duration::from_secs(10);
 /// Removes a bundle of ours.
 const RM: &str = "/bin/rm";
 
@@ -133,6 +138,21 @@ impl Bundle {
             .unwrap_or_default()
     }
 
+    /// The cgroup of the container `id`, as runc finds it for a process in `own`; `None` where
+    /// systemd makes cgroups, and removes them.
+    fn group_of(&self, id: &str, own: &Path) -> Option<PathBuf> {
+        let group = if self.is_for_one() {
+            beside(self.group(), id)
+        } else {
+            id.to_owned()
+        };
+        // One that is relative is beside runc's own.
+        let base = own.parent().unwrap_or(own);
+        let below_root = base.join(&group);
+        let below_root = below_root.strip_prefix("/").ok()?;
+        (!group.contains(':')).then(|| Path::new(CGROUPS).join(below_root))
+    }
+
     /// Its configuration for the container `id` with a bundle at `path`, which goes with it.
     fn config_for(&self, id: &str, path: &Path) -> Value {
         let mut config = self.config.clone();
@@ -188,6 +208,26 @@ fn remove(bundle: &Path) -> io::Result<()> {
 fn beside(group: &str, id: &str) -> String {
     let end = group.rfind([':', '/']).map_or(0, |at| at + 1);
     format!("{}{id}", &group[..end])
+}
+
+/// The cgroup of this process, from the cgroup file system's root.
+fn own_group() -> Option<PathBuf> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    groups
+        .lines()
+        .find_map(|l| l.strip_prefix("0::").map(PathBuf::from))
+}
+
+/// Removes the cgroup of a container that was not restored. runc has tried, but not for long:
+/// a cgroup whose tasks are still ending cannot be removed. One that has tasks stays.
+fn remove_group(group: &Path) {
+    let begun = Instant::now();
+    while let Err(e) = fs::remove_dir(group)
+        && e.kind() == io::ErrorKind::ResourceBusy
+        && begun.elapsed() < ENDING
+    {
+        sleep(Duration::from_millis(10));
+    }
 }
 
 /// What is made for one `runc restore`.
@@ -290,6 +330,9 @@ impl Runc {
             },
             (Err(e), _) => format!("cannot run `runc`: {e}"),
         };
+        if let Some(group) = own_group().and_then(|own| self.bundle.group_of(id, &own)) {
+            remove_group(&group);
+        }
         if self.bundle.is_for_one() {
             let _ = remove(&bundle);
         }
@@ -334,6 +377,20 @@ mod tests {
             beside("system.slice:docker:4f5e", "web-1"),
             "system.slice:docker:web-1"
         );
+    }
+
+    #[test]
+    fn the_cgroup_of_a_copy_is_where_runc_makes_it() {
+        let bundle = |group: &str| Bundle {
+            path: "/b".into(),
+            config: json!({"linux": {"cgroupsPath": group}}),
+        };
+        let at = |group, own: &str| bundle(group).group_of("c-1", Path::new(own));
+        let path = |p: &str| Some(Path::new(CGROUPS).join(p));
+        assert_eq!(at("", "/"), path("c-1"));
+        assert_eq!(at("", "/user/shell"), path("user/c-1"));
+        assert_eq!(at("/docker/4f5e", "/user/shell"), path("docker/c-1"));
+        assert_eq!(at("system.slice:docker:4f5e", "/user/shell"), None);
     }
 
     #[test]
