@@ -45,36 +45,45 @@ impl Subject {
     /// # Errors
     /// As [`Subject::start`].
     pub fn start_with(size_mib: usize, pages: Pages, many: Option<(Many, usize)>) -> Result<Self> {
+        let more = many.map_or(Vec::new(), |(many, count)| {
+            vec![format!("--many={many}"), format!("--count={count}")]
+        });
+        let subject = Self::begin(workload(size_mib, pages, &more)?)?;
+        if pages == Pages::Huge {
+            subject.require_huge_pages(size_mib)?;
+        }
+        Ok(subject)
+    }
+
+    /// Starts one with a pattern of its own in its memory. Where memory is short, not all of
+    /// it may be in the pages that were asked for.
+    ///
+    /// # Errors
+    /// When it does not fill its memory.
+    pub fn start_with_seed(size_mib: usize, pages: Pages, seed: u64) -> Result<Self> {
+        Self::begin(workload(size_mib, pages, &[format!("--seed={seed}")])?)
+    }
+
+    /// Starts a program that understands requests as [`crate::workload`] does, and waits until
+    /// it is ready. Its last argument will be the file it answers in.
+    ///
+    /// # Errors
+    /// When it does not begin well.
+    pub fn begin(mut command: Command) -> Result<Self> {
         fs::create_dir_all(DIR)?;
         remove_if_there(&answer())?;
-        let mut command = Command::new(std::env::current_exe()?);
         command
-            .args(["workload", "--size-mib", &size_mib.to_string()])
-            .args(["--pages", &pages.to_string()])
-            .arg("--answer")
             .arg(answer())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        if let Some((many, count)) = many {
-            command
-                .args(["--many", &many.to_string()])
-                .args(["--count", &count.to_string()]);
-        }
         let child = in_new_session(&mut command)
             .spawn()
-            .context("cannot start the workload")?;
-        let mut subject = Self {
-            pid: i32::try_from(child.id())?,
-            child: Some(child),
-        };
-        ensure!(
-            subject.wait_for_answer()? == 0,
-            "the workload does not begin well"
-        );
-        if pages == Pages::Huge {
-            subject.require_huge_pages(size_mib)?;
-        }
+            .with_context(|| format!("cannot start {command:?}"))?;
+        let mut subject = Self::of(child)?;
+        let ready = subject.wait_for_answer();
+        let ready = ready.with_context(|| format!("{command:?}"))?;
+        ensure!(ready == 0, "{command:?} does not begin well");
         Ok(subject)
     }
 
@@ -120,15 +129,23 @@ impl Subject {
 
     /// Makes sure that the kernel gave the huge pages that were asked for.
     fn require_huge_pages(&self, size_mib: usize) -> Result<()> {
-        let smaps = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))?;
-        let huge_kib =
-            kib_of(&smaps, "AnonHugePages:").context("smaps_rollup tells no AnonHugePages")?;
+        let huge = self.huge_mib()?;
         ensure!(
-            huge_kib >= size_mib as u64 * 1024 / 10 * 9,
-            "only {} of {size_mib} MiB are in huge pages: is the guest short of memory?",
-            huge_kib / 1024
+            huge >= size_mib as u64 / 10 * 9,
+            "only {huge} of {size_mib} MiB are in huge pages: is the guest short of memory?"
         );
         Ok(())
+    }
+
+    /// How much of its memory is in huge pages, in MiB.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn huge_mib(&self) -> Result<u64> {
+        let smaps = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))?;
+        let kib =
+            kib_of(&smaps, "AnonHugePages:").context("smaps_rollup tells no AnonHugePages")?;
+        Ok(kib >> 10)
     }
 
     /// Takes the exit status of the process that the dump killed, and waits until its children
@@ -233,6 +250,17 @@ impl Subject {
         wait_until_gone(self.pid)?;
         self.wait_for_group()
     }
+}
+
+/// A workload, but for the file it answers in.
+fn workload(size_mib: usize, pages: Pages, more: &[String]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["workload", "--size-mib", &size_mib.to_string()])
+        .args(["--pages", &pages.to_string()])
+        .args(more)
+        .arg("--answer");
+    Ok(command)
 }
 
 /// Waits until a process that was killed is gone.

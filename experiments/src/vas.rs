@@ -1,6 +1,7 @@
 //! `vascriu`: dump and restore of one process tree, timed. Its own steps it times
 //! itself (`--json`).
 
+use std::collections::HashMap;
 use std::io;
 use std::process::Command;
 use std::thread::sleep;
@@ -70,7 +71,8 @@ pub fn dump_with(pid: i32, name: &str, keep: Keep, more: &[&str]) -> Result<Dump
         Keep::GuestOnly => (&["--guest-only"], "hot"),
         Keep::Background => (&[], "draining"),
     };
-    Ok(dumped(pid, name, &[more, option].concat(), kept)?.0)
+    let mut command = dumping(pid, name, &[more, option].concat());
+    Ok(dumped(&mut command, kept)?.0)
 }
 
 /// `vascriu dump --sync` of the tree of `pid` under `name`, with `more` options: also how
@@ -79,17 +81,32 @@ pub fn dump_with(pid: i32, name: &str, keep: Keep, more: &[&str]) -> Result<Dump
 /// # Errors
 /// When vascriu fails.
 pub fn dump_to_store(pid: i32, name: &str, more: &[&str]) -> Result<(Dump, Duration)> {
-    dumped(pid, name, &[more, &["--sync"]].concat(), "stored")
+    let more = [more, &["--sync"]].concat();
+    dumped(&mut dumping(pid, name, &more), "stored")
 }
 
-fn dumped(pid: i32, name: &str, more: &[&str], kept: &str) -> Result<(Dump, Duration)> {
+/// `vascriu dump` of the tree of `pid` under `name`, with `more` options, not run yet; it will
+/// tell of itself in JSON.
+#[must_use]
+pub fn dumping(pid: i32, name: &str, more: &[&str]) -> Command {
     let pid = pid.to_string();
-    let all = [&["dump", "-t", &pid, "--name", name, "--json"], more].concat();
-    let ran = timed(&mut vascriu(&all))?;
+    vascriu(&[&["dump", "-t", &pid, "--name", name, "--json"], more].concat())
+}
+
+/// Runs a dump: what it took, and what of that the store did. In the end the snapshot must be
+/// `kept` so.
+///
+/// # Errors
+/// When vascriu fails.
+pub fn dumped(command: &mut Command, kept: &str) -> Result<(Dump, Duration)> {
+    let ran = timed(command)?;
     let report: DumpReport = parse(&ran.stdout)?;
     if report.kept != kept {
         let why = report.store_error.unwrap_or_default();
-        bail!("the snapshot {name} is {}, not {kept} {why}", report.kept);
+        bail!(
+            "{command:?}: the snapshot is {}, not {kept} {why}",
+            report.kept
+        );
     }
     let dump = Dump {
         wall: ran.wall,
@@ -128,6 +145,17 @@ pub fn wait_until_stored(name: &str) -> Result<()> {
             }
         }
     }
+}
+
+/// Of all snapshots with a name, the state that `vascriu ls` tells.
+///
+/// # Errors
+/// When vascriu fails.
+pub fn states() -> Result<HashMap<String, String>> {
+    let named = list()?.into_iter();
+    Ok(named
+        .filter_map(|row| Some((row.name?, row.state)))
+        .collect())
 }
 
 fn list() -> Result<Vec<Row>> {

@@ -1,5 +1,6 @@
 //! The experiments: one file each, and one line here.
 
+mod ablation;
 mod bill;
 mod common;
 mod containers;
@@ -7,6 +8,7 @@ mod fine;
 mod fixed;
 pub(crate) mod fleet;
 mod goes_on;
+mod pressure;
 mod remap;
 mod scaling;
 mod size;
@@ -30,6 +32,8 @@ pub const ALL: &[&dyn Experiment] = &[
     &tiers::Tiers,
     &store::Store,
     &remap::Remap,
+    &pressure::Pressure,
+    &ablation::Ablation,
 ];
 
 /// The one of this name.

@@ -31,11 +31,7 @@ static DEFINITION: Definition = Definition {
     metrics: &[
         common::DUMP,
         common::RESTORE,
-        Metric {
-            name: "memory_dump_ms",
-            about: "dump, the memory step",
-            unit: Unit::Ms,
-        },
+        common::MEMORY_DUMP,
         common::MEMORY_RESTORE,
         common::FROZEN,
         Metric {

@@ -23,6 +23,14 @@ impl Lab {
     /// # Errors
     /// When it does not boot.
     pub fn open(definition: &Definition) -> Result<Self> {
+        Self::on(Scratch::new()?, definition, definition.name)
+    }
+
+    /// The same, on this store; its microVMs are called `name`.
+    ///
+    /// # Errors
+    /// When the first does not boot.
+    pub fn on(store: Scratch, definition: &Definition, name: &'static str) -> Result<Self> {
         let machine = Machine {
             mem: definition.machine.mem.to_owned(),
             cpus: definition.machine.cpus,
@@ -31,9 +39,9 @@ impl Lab {
         };
         let mut lab = Self {
             vms: Vec::new(),
-            store: Scratch::new()?,
+            store,
             machine,
-            name: definition.name,
+            name,
         };
         lab.vm(0)?;
         Ok(lab)

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::mvasvm;
 
@@ -31,6 +31,40 @@ impl Scratch {
     /// # Errors
     /// When there is no tmpfs for it.
     pub fn new() -> Result<Self> {
+        let scratch = Self::in_shared_memory()?;
+        let mounted = Command::new(mvasvm())
+            .args(["store", "mount", "--store"])
+            .arg(scratch.path())
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run mvasvm")?;
+        if !mounted.status.success() {
+            let why = String::from_utf8_lossy(&mounted.stderr);
+            eprintln!("the store has no huge pages: {}", why.trim());
+        }
+        Ok(scratch)
+    }
+
+    /// Makes one without huge pages.
+    ///
+    /// # Errors
+    /// When a tmpfs cannot be mounted.
+    pub fn with_small_pages() -> Result<Self> {
+        let scratch = Self::in_shared_memory()?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        let options = "huge=never,size=0,mode=0700";
+        mount(
+            Some("tmpfs"),
+            scratch.path(),
+            Some("tmpfs"),
+            flags,
+            Some(options),
+        )
+        .with_context(|| format!("cannot mount a tmpfs on {}", scratch.path().display()))?;
+        Ok(scratch)
+    }
+
+    fn in_shared_memory() -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("mvas-exp-")
             .permissions(fs::Permissions::from_mode(0o700))
@@ -44,21 +78,10 @@ impl Scratch {
             .process_group(0)
             .spawn()
             .context("cannot start the janitor")?;
-        let scratch = Self {
+        Ok(Self {
             folder: folder.keep(),
             janitor,
-        };
-        let mounted = Command::new(mvasvm())
-            .args(["store", "mount", "--store"])
-            .arg(scratch.path())
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot run mvasvm")?;
-        if !mounted.status.success() {
-            let why = String::from_utf8_lossy(&mounted.stderr);
-            eprintln!("the store has no huge pages: {}", why.trim());
-        }
-        Ok(scratch)
+        })
     }
 
     /// The directory for `mvasvm --store`.
