@@ -12,6 +12,7 @@ mod scaling;
 mod size;
 pub(crate) mod store;
 pub(crate) mod tiers;
+mod validity;
 
 use anyhow::{Context, Result};
 
@@ -30,6 +31,7 @@ pub const ALL: &[&dyn Experiment] = &[
     &tiers::Tiers,
     &store::Store,
     &remap::Remap,
+    &validity::Validity,
 ];
 
 /// The one of this name.
