@@ -64,6 +64,9 @@ enum Command {
     /// Removes a snapshot store when standard input ends
     #[command(hide = true)]
     Janitor { folder: PathBuf },
+    /// Has the guest's image as its root, until standard input ends
+    #[command(hide = true)]
+    ImageRoot { image: PathBuf },
     /// The process that is dumped and restored
     #[command(hide = true)]
     Workload(workload::Options),
@@ -138,13 +141,17 @@ impl Run {
 
     fn run(&self) -> Result<()> {
         let experiments = self.experiments()?;
+        let place = Place::find(&self.hw)?;
+        let host = match place {
+            Place::Here if !self.simulated => "kvm",
+            _ => "sim",
+        };
         for experiment in &experiments {
-            plan::plan(*experiment, &self.settings(*experiment, &experiments))?;
+            plan::plan(*experiment, &self.settings(*experiment, &experiments), host)?;
         }
-        if Place::find(&self.hw)? == Place::Simulated {
-            return host::become_simulated(&self.out.join("x"), &["--simulated".into()]);
+        if place == Place::Simulated {
+            return host::become_simulated(&self.out, &["--simulated".into()]);
         }
-        let host = if self.simulated { "sim" } else { "kvm" };
         for experiment in &experiments {
             let settings = self.settings(*experiment, &experiments);
             run::run(*experiment, &settings, &self.out, host, self.resume)?;
@@ -201,6 +208,7 @@ fn run(command: Command) -> Result<()> {
         } => run_demo(if quick { 32 } else { size_mib }, &json, &vm),
         Command::Guest { step } => guest::run(&step),
         Command::Janitor { folder } => host::janitor(&folder),
+        Command::ImageRoot { image } => host::hold_image_root(&image),
         Command::Workload(options) => workload::run(&options),
     }
 }
@@ -220,7 +228,7 @@ const DOCKER_MIB: usize = 128;
 
 fn run_demo(size_mib: usize, json: &Path, vm: &Vm) -> Result<()> {
     if Place::find(&vm.hw)? == Place::Simulated {
-        return host::become_simulated(json, &[]);
+        return host::become_simulated(host::folder_of(json), &[]);
     }
     // Room for the images, and as much for the file system itself.
     let disk = (

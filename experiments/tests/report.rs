@@ -36,7 +36,7 @@ fn make_up(experiment: &dyn Experiment, settings: &Settings, folder: &Path) {
         ..Provenance::default()
     };
     file.add(&Line::Run(Box::new(run))).unwrap();
-    for case in plan(experiment, settings).unwrap() {
+    for case in plan(experiment, settings, "sim").unwrap() {
         let metrics = measure(&case);
         let at_s = 0.0;
         file.add(&Line::Sample(Sample {

@@ -1,16 +1,13 @@
 //! Redis in a container, through each engine.
 
-use std::fs;
-use std::path::Path;
+use anyhow::{Result, bail};
 
-use anyhow::{Context, Result, bail};
-
+use super::common;
 use crate::engines::{self, Engine, Round};
 use crate::frame::{
     Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Unit,
     metrics,
 };
-use crate::subject::DIR;
 use crate::system::{System, ms};
 
 pub(super) struct Containers;
@@ -120,11 +117,7 @@ impl Experiment for Containers {
     fn measure_here(&self, case: &Case) -> Result<Metrics> {
         let name = case.point.word("engine")?;
         let mut engine = engines::find(name)?;
-        let warm = Path::new(DIR).join(format!("{name}-is-warm"));
-        if !warm.exists() {
-            once(&mut *engine, case.system, 1).context("warm-up")?;
-            fs::write(&warm, "")?;
-        }
+        common::warm_up(name, || once(&mut *engine, case.system, 1).map(drop))?;
         let round = once(&mut *engine, case.system, case.point.mib("size")?)?;
         Ok(metrics([
             ("checkpoint_ms", ms(round.checkpoint)),

@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 use std::time::Instant;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -169,13 +169,6 @@ impl Experiment for Fleet {
             ("all_ms", all_ms),
             ("host_each_bytes", grown as f64 / copies as f64),
         ]))
-    }
-
-    fn measure_here(&self, case: &Case) -> Result<Metrics> {
-        bail!(
-            "{} is measured from the host, turn by turn",
-            case.experiment
-        )
     }
 }
 

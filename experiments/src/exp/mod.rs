@@ -14,6 +14,7 @@ mod scaling;
 mod size;
 pub(crate) mod store;
 pub(crate) mod tiers;
+mod validity;
 
 use anyhow::{Context, Result};
 
@@ -34,6 +35,7 @@ pub const ALL: &[&dyn Experiment] = &[
     &remap::Remap,
     &pressure::Pressure,
     &ablation::Ablation,
+    &validity::Validity,
 ];
 
 /// The one of this name.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use mvas_abi::virtio_vas::{
     VIRTIO_VAS_KIND_BLOCKS, VIRTIO_VAS_META_MAGIC, VIRTIO_VAS_META_VERSION, VIRTIO_VAS_NAME_MAX,
     VIRTIO_VAS_OP_COMMIT, VIRTIO_VAS_OP_COPY, VIRTIO_VAS_OP_CREATE, VIRTIO_VAS_OP_MAP,
@@ -95,10 +95,6 @@ impl Experiment for Remap {
     fn measure(&self, _lab: &mut Lab, case: &Case) -> Result<Metrics> {
         let store = Scratch::new()?;
         measure(case.system, case.point.mib("size")? as u64, store.path())
-    }
-
-    fn measure_here(&self, case: &Case) -> Result<Metrics> {
-        bail!("{} is measured on the host", case.experiment)
     }
 }
 

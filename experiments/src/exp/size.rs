@@ -168,15 +168,11 @@ impl Experiment for Size {
     fn measure_here(&self, case: &Case) -> Result<Metrics> {
         let pages = case.point.word("pages")?.parse()?;
         let trial = trial::run(case.system, case.point.mib("size")?, pages)?;
-        let times = trial.times;
-        Ok(metrics([
-            ("dump_ms", times.dump_ms),
-            ("restore_ms", times.restore_ms),
-            ("memory_dump_ms", times.memory_dump_ms),
-            ("memory_restore_ms", times.memory_restore_ms),
-            ("frozen_ms", times.frozen_ms),
-            ("dump_cpu_ms", times.dump_cpu_ms),
+        let mut measured = common::dump_and_restore(&trial.times);
+        measured.extend(metrics([
+            ("dump_cpu_ms", trial.times.dump_cpu_ms),
             ("drain_cpu_ms", ms(trial.drain_cpu)),
-        ]))
+        ]));
+        Ok(measured)
     }
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::sys::resource::UsageWho;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -147,13 +147,6 @@ impl Experiment for Store {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         measured.insert("host_bytes".into(), grown as f64);
         Ok(measured)
-    }
-
-    fn measure_here(&self, case: &Case) -> Result<Metrics> {
-        bail!(
-            "{} is measured from the host, turn by turn",
-            case.experiment
-        )
     }
 }
 

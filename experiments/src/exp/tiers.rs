@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -146,13 +146,6 @@ impl Experiment for Tiers {
         let cost = after.saturating_sub(before) as f64;
         measured.insert("host_bytes".into(), cost);
         Ok(measured)
-    }
-
-    fn measure_here(&self, case: &Case) -> Result<Metrics> {
-        bail!(
-            "{} is measured from the host, turn by turn",
-            case.experiment
-        )
     }
 }
 

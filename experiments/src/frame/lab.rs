@@ -1,11 +1,11 @@
 //! The microVMs of a run, and their store; the host half.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::provenance::Guest;
 use super::{Case, Definition, Metrics};
 use crate::guest::Step;
-use crate::host::{Machine, Scratch, Vm, settled_bytes};
+use crate::host::{ImageRoot, Machine, Scratch, Vm, settled_bytes};
 
 /// What an experiment works with.
 #[derive(Debug)]
@@ -15,6 +15,7 @@ pub struct Lab {
     store: Scratch,
     machine: Machine,
     name: &'static str,
+    here: Option<ImageRoot>,
 }
 
 impl Lab {
@@ -42,6 +43,7 @@ impl Lab {
             store,
             machine,
             name,
+            here: None,
         };
         lab.vm(0)?;
         Ok(lab)
@@ -80,6 +82,24 @@ impl Lab {
     /// When it fails.
     pub fn measure_in_guest(&mut self, case: &Case) -> Result<Metrics> {
         self.vm(0)?.ask(&Step::Measure(case.clone()))
+    }
+
+    /// Has the guest half measure in the guest's image, but on this host: without a microVM.
+    ///
+    /// # Errors
+    /// When it fails, or this host's kernel is not the guest's: then it would be another system.
+    pub fn measure_on_host(&mut self, case: &Case) -> Result<Metrics> {
+        if self.here.is_none() {
+            let here = ImageRoot::open()?;
+            let (on_host, in_guest) = (here.ask::<Guest>(&Step::Facts)?, self.guest()?);
+            ensure!(
+                on_host == in_guest,
+                "without a microVM this is another system: {on_host:?} here, {in_guest:?} there"
+            );
+            self.here = Some(here);
+        }
+        let here = self.here.as_ref().context("just opened")?;
+        here.ask(&Step::Measure(case.clone()))
     }
 
     /// What the guest tells of itself.

@@ -15,7 +15,7 @@ pub mod samples;
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 pub use lab::Lab;
@@ -34,6 +34,14 @@ pub trait Experiment: Sync {
         true
     }
 
+    /// Whether it can be measured at such a point on a host of this kind ([`Provenance`]) at all.
+    ///
+    /// [`Provenance`]: provenance::Provenance::host
+    fn fits_host(&self, host: &str, point: &Point) -> bool {
+        let _ = (host, point);
+        true
+    }
+
     /// Measures one case; the host half. By itself it leaves all to the guest half.
     ///
     /// # Errors
@@ -42,11 +50,13 @@ pub trait Experiment: Sync {
         lab.measure_in_guest(case)
     }
 
-    /// Measures one case; the guest half.
+    /// Measures one case; the guest half. By itself it has none.
     ///
     /// # Errors
     /// When a step fails, or memory is not as it should be.
-    fn measure_here(&self, case: &Case) -> Result<Metrics>;
+    fn measure_here(&self, case: &Case) -> Result<Metrics> {
+        bail!("{} is measured from the host", case.experiment)
+    }
 }
 
 /// What an experiment is. All of it is data: a list, a plan and a report are made from it.

@@ -45,12 +45,12 @@ impl Settings {
     }
 }
 
-/// All cases in the order in which they are measured: a warm-up of each system; then round by
+/// All cases on a host of this kind, in the order in which they are measured: a warm-up of each system; then round by
 /// round, in each all cases in an order of its own, so that what drifts drifts for all.
 ///
 /// # Errors
 /// When the settings do not fit the experiment.
-pub fn plan(experiment: &dyn Experiment, settings: &Settings) -> Result<Vec<Case>> {
+pub fn plan(experiment: &dyn Experiment, settings: &Settings, host: &str) -> Result<Vec<Case>> {
     let definition = experiment.definition();
     for name in settings.set.keys() {
         if definition.axis(name).is_none() {
@@ -62,7 +62,8 @@ pub fn plan(experiment: &dyn Experiment, settings: &Settings) -> Result<Vec<Case
             );
         }
     }
-    let points = points(definition, settings)?;
+    let mut points = points(definition, settings)?;
+    points.retain(|point| experiment.fits_host(host, point));
     let wanted = |s: &System| settings.systems.is_empty() || settings.systems.contains(s);
     let mut round = Vec::new();
     for &system in definition.systems.iter().filter(|s| wanted(s)) {
@@ -77,7 +78,11 @@ pub fn plan(experiment: &dyn Experiment, settings: &Settings) -> Result<Vec<Case
             }
         }
     }
-    ensure!(!round.is_empty(), "{}: nothing to measure", definition.name);
+    ensure!(
+        !round.is_empty(),
+        "{}: nothing of this can be measured on this host ({host})",
+        definition.name
+    );
     // The first point of each system: what has the programs read.
     let mut cases: Vec<Case> = Vec::new();
     for case in &round {
@@ -133,8 +138,10 @@ mod tests {
                     quick,
                     ..Settings::default()
                 };
-                let cases = plan(*experiment, &settings).unwrap();
-                assert!(cases.iter().any(|c| c.repeat == 1));
+                for host in ["kvm", "sim"] {
+                    let cases = plan(*experiment, &settings, host).unwrap();
+                    assert!(cases.iter().any(|c| c.repeat == 1));
+                }
             }
         }
     }
@@ -145,7 +152,7 @@ mod tests {
             repeat: Some(3),
             ..quick(7)
         };
-        let cases = plan(exp::ALL[0], &settings).unwrap();
+        let cases = plan(exp::ALL[0], &settings, "sim").unwrap();
         let round = |repeat| {
             let of = cases.iter().filter(|c| c.repeat == repeat);
             of.map(|c| (c.system.to_string(), c.point.clone()))
@@ -158,7 +165,7 @@ mod tests {
         assert_eq!(first, second);
         first.dedup();
         assert_eq!(first.len(), second.len());
-        assert_eq!(cases, plan(exp::ALL[0], &settings).unwrap());
+        assert_eq!(cases, plan(exp::ALL[0], &settings, "sim").unwrap());
         assert_ne!(
             cases,
             plan(
@@ -166,7 +173,8 @@ mod tests {
                 &Settings {
                     seed: 8,
                     ..settings
-                }
+                },
+                "sim"
             )
             .unwrap()
         );
@@ -177,8 +185,26 @@ mod tests {
         for (axis, value) in [("colour", "red"), ("size", "red"), ("pages", "1g")] {
             let mut settings = quick(1);
             settings.set.insert(axis.into(), vec![value.into()]);
-            let error = plan(exp::find("size").unwrap(), &settings).unwrap_err();
+            let error = plan(exp::find("size").unwrap(), &settings, "sim").unwrap_err();
             assert!(format!("{error:#}").contains(axis), "{error:#}");
         }
+    }
+
+    #[test]
+    fn what_a_host_cannot_do_is_left_out_and_refused_where_it_is_all() {
+        let validity = exp::find("validity").unwrap();
+        let levels = |host| {
+            let cases = plan(validity, &quick(1), host).unwrap();
+            let mut levels: Vec<_> = cases.iter().map(|c| c.point.0["levels"].clone()).collect();
+            levels.sort();
+            levels.dedup();
+            levels
+        };
+        assert_eq!(levels("kvm"), ["hardware"]);
+        assert_eq!(levels("sim"), ["one", "two"]);
+        let mut settings = quick(1);
+        settings.set.insert("levels".into(), vec!["one".into()]);
+        let error = plan(validity, &settings, "kvm").unwrap_err().to_string();
+        assert!(error.contains("this host (kvm)"), "{error}");
     }
 }

@@ -24,7 +24,7 @@ pub fn run(
     resume: bool,
 ) -> Result<()> {
     let definition = experiment.definition();
-    let mut cases = plan(experiment, settings)?;
+    let mut cases = plan(experiment, settings, host)?;
     let mut lab = Lab::open(definition)?;
     let now = Provenance::now(host, lab.guest()?, lab.machine(), settings)?;
     let path = samples::path(folder, definition.name);

@@ -1,8 +1,10 @@
 //! The host half: microVMs, the store they share, and the guest half in them.
 
+mod image_root;
 mod scratch;
 mod vm;
 
+pub use image_root::{ImageRoot, hold as hold_image_root};
 pub use scratch::{Scratch, janitor};
 pub use vm::{Machine, Vm};
 
@@ -14,8 +16,11 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::guest::Step;
 
 /// `mvasvm`: what `MVASVM` names, else beside this program, else in `PATH`.
 fn mvasvm() -> OsString {
@@ -41,6 +46,24 @@ pub enum Place {
 #[derive(Debug, Deserialize)]
 struct Doctor {
     runs_on: String,
+    image: Built,
+}
+
+/// A file that is booted.
+#[derive(Debug, Deserialize)]
+struct Built {
+    path: Option<PathBuf>,
+}
+
+impl Doctor {
+    fn ask() -> Result<Self> {
+        let output = Command::new(mvasvm())
+            .args(["doctor", "--json"])
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run mvasvm (build it with `make`, or name it in MVASVM)")?;
+        parse(&output.stdout)
+    }
 }
 
 impl Place {
@@ -54,13 +77,7 @@ impl Place {
             "sim" => return Ok(Self::Simulated),
             _ => {}
         }
-        let output = Command::new(mvasvm())
-            .args(["doctor", "--json"])
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot run mvasvm (build it with `make`, or name it in MVASVM)")?;
-        let doctor: Doctor = parse(&output.stdout)?;
-        match doctor.runs_on.as_str() {
+        match Doctor::ask()?.runs_on.as_str() {
             "kvm" => Ok(Self::Here),
             "sim" => Ok(Self::Simulated),
             _ => bail!("microVMs cannot run here: `mvasvm doctor` says why"),
@@ -68,14 +85,14 @@ impl Place {
     }
 }
 
-/// Runs this same command, with `more` arguments, on a simulated host, which can write the
-/// result. Returns only if that fails.
+/// Runs this same command, with `more` arguments, on a simulated host, which can write to the
+/// folder `out`. Returns only if that fails.
 ///
 /// # Errors
 /// When mvasvm cannot be run.
-pub fn become_simulated(result: &Path, more: &[String]) -> Result<()> {
+pub fn become_simulated(out: &Path, more: &[String]) -> Result<()> {
     eprintln!("no hardware virtualization: running on a simulated host, about 10 times slower");
-    let work = work_folder(result)?;
+    let work = work_folder(out)?;
     let error = Command::new(mvasvm())
         .arg("sim")
         .arg("--work")
@@ -90,17 +107,14 @@ pub fn become_simulated(result: &Path, more: &[String]) -> Result<()> {
     Err(error).context("cannot run mvasvm (build it with `make`, or name it in MVASVM)")
 }
 
-/// The folder that a simulated host must be able to write: the current one, if the result is in
-/// it, for our programs may be there, too.
-fn work_folder(result: &Path) -> Result<PathBuf> {
-    make_parent(result)?;
-    let parent = std::path::absolute(result)?
-        .parent()
-        .unwrap_or(Path::new("/"))
-        .canonicalize()?;
+/// The folder that a simulated host must be able to write, so that it can write to `out`: the
+/// current one, if `out` is in it, for our programs may be there, too.
+fn work_folder(out: &Path) -> Result<PathBuf> {
+    make_folder(out)?;
+    let out = out.canonicalize()?;
     let here = std::env::current_dir()?.canonicalize()?;
-    let inside = here != Path::new("/") && parent.starts_with(&here);
-    Ok(if inside { here } else { parent })
+    let inside = here != Path::new("/") && out.starts_with(&here);
+    Ok(if inside { here } else { out })
 }
 
 /// Host memory that these microVMs and their store take: the store's files, and what the
@@ -138,7 +152,28 @@ pub fn settled_bytes(store: &Scratch, vms: &[&Vm]) -> Result<u64> {
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(output: &[u8]) -> Result<T> {
+/// The guest half's path in the image.
+const GUEST_HALF: &str = "/usr/bin/mvas-exp";
+
+/// Runs a step of the guest half by `command`, to which only that is added; what it writes to
+/// standard error is shown.
+fn ask<T: DeserializeOwned>(command: &mut Command, step: &Step) -> Result<T> {
+    let output = command
+        .args([GUEST_HALF, "guest"])
+        .arg(serde_json::to_string(step)?)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))?;
+    ensure!(
+        output.status.success(),
+        "{step:?} failed ({})",
+        output.status
+    );
+    parse(&output.stdout)
+}
+
+fn parse<T: DeserializeOwned>(output: &[u8]) -> Result<T> {
     serde_json::from_slice(output).with_context(|| {
         let text = String::from_utf8_lossy(output);
         let begin: String = text.chars().take(400).collect();
@@ -158,12 +193,20 @@ pub fn save(result: &impl Serialize, path: &Path) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn make_parent(path: &Path) -> Result<()> {
-    let parent = path
-        .parent()
+/// The folder that a file is in.
+#[must_use]
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent()
         .filter(|parent| *parent != Path::new(""))
-        .unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))
+        .unwrap_or(Path::new("."))
+}
+
+fn make_parent(path: &Path) -> Result<()> {
+    make_folder(folder_of(path))
+}
+
+fn make_folder(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))
 }
 
 #[cfg(test)]
@@ -188,11 +231,11 @@ mod tests {
     #[test]
     fn the_simulated_host_writes_here_or_where_the_result_goes() {
         let here = std::env::current_dir().unwrap().canonicalize().unwrap();
-        assert_eq!(work_folder(Path::new("Cargo.json")).unwrap(), here);
+        assert_eq!(work_folder(folder_of(Path::new("x.json"))).unwrap(), here);
         let dir = tempfile::tempdir().unwrap();
         let elsewhere = dir.path().canonicalize().unwrap();
-        let result = elsewhere.join("new/x.json");
-        assert_eq!(work_folder(&result).unwrap(), elsewhere.join("new"));
+        let out = elsewhere.join("new/samples");
+        assert_eq!(work_folder(&out).unwrap(), out);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
-use super::{Scratch, make_parent, mvasvm, parse};
+use super::{Scratch, ask, make_parent, mvasvm};
 use crate::guest::Step;
 use crate::procfs::kib_of;
 
@@ -27,9 +27,6 @@ pub struct Machine {
     /// An empty raw disk to give it, and its size in bytes.
     pub disk: Option<(PathBuf, u64)>,
 }
-
-/// The guest half's path in the image.
-const GUEST_HALF: &str = "/usr/bin/mvas-exp";
 
 /// A running microVM, granted all of its store. Dropping it kills it, and so does our end.
 #[derive(Debug)]
@@ -105,20 +102,9 @@ impl Vm {
     /// # Errors
     /// When the step fails.
     pub fn ask<T: DeserializeOwned>(&self, step: &Step) -> Result<T> {
-        let output = Command::new(mvasvm())
-            .args(["exec", &self.name, "--", GUEST_HALF, "guest"])
-            .arg(serde_json::to_string(step)?)
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot run mvasvm")?;
-        ensure!(
-            output.status.success(),
-            "{step:?} in microVM {} failed ({})",
-            self.name,
-            output.status
-        );
-        parse(&output.stdout)
+        let mut exec = Command::new(mvasvm());
+        exec.args(["exec", &self.name, "--"]);
+        ask(&mut exec, step).with_context(|| format!("in microVM {}", self.name))
     }
 
     /// Ends it at once, as if by pulling the plug.
