@@ -9,6 +9,7 @@ mod fixed;
 pub(crate) mod fleet;
 mod goes_on;
 mod pressure;
+mod programs;
 mod remap;
 mod scaling;
 mod size;
@@ -24,6 +25,7 @@ use crate::frame::Experiment;
 pub const ALL: &[&dyn Experiment] = &[
     &size::Size,
     &containers::Containers,
+    &programs::Programs,
     &fine::Fine,
     &scaling::Scaling,
     &fleet::Fleet,
