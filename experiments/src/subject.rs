@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::Serialize;
 
 use crate::procfs::kib_of;
-use crate::workload::{Many, Pages, Request, Touch};
+use crate::workload::{self, Many, Pages, Request, Touch};
 
 /// Where experiments work in the guest, on tmpfs.
 pub const DIR: &str = "/run/mvas-exp";
@@ -45,36 +46,41 @@ impl Subject {
     /// # Errors
     /// As [`Subject::start`].
     pub fn start_with(size_mib: usize, pages: Pages, many: Option<(Many, usize)>) -> Result<Self> {
-        fs::create_dir_all(DIR)?;
-        remove_if_there(&answer())?;
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(["workload", "--size-mib", &size_mib.to_string()])
             .args(["--pages", &pages.to_string()])
-            .arg("--answer")
+            .args(many.map_or(Vec::new(), |(many, count)| {
+                vec![format!("--many={many}"), format!("--count={count}")]
+            }))
+            .arg("--answer");
+        let subject = Self::begin(command)?;
+        if pages == Pages::Huge {
+            subject.require_huge_pages(size_mib)?;
+        }
+        Ok(subject)
+    }
+
+    /// Starts a program that understands requests as [`crate::workload`] does, and waits until
+    /// it is ready. Its last argument will be the file it answers in.
+    ///
+    /// # Errors
+    /// When it does not begin well.
+    pub fn begin(mut command: Command) -> Result<Self> {
+        fs::create_dir_all(DIR)?;
+        remove_if_there(&answer())?;
+        command
             .arg(answer())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        if let Some((many, count)) = many {
-            command
-                .args(["--many", &many.to_string()])
-                .args(["--count", &count.to_string()]);
-        }
         let child = in_new_session(&mut command)
             .spawn()
-            .context("cannot start the workload")?;
-        let mut subject = Self {
-            pid: i32::try_from(child.id())?,
-            child: Some(child),
-        };
-        ensure!(
-            subject.wait_for_answer()? == 0,
-            "the workload does not begin well"
-        );
-        if pages == Pages::Huge {
-            subject.require_huge_pages(size_mib)?;
-        }
+            .with_context(|| format!("cannot start {command:?}"))?;
+        let mut subject = Self::of(child)?;
+        let ready = subject.wait_for_answer();
+        let ready = ready.with_context(|| format!("{command:?}"))?;
+        ensure!(ready == 0, "{command:?} does not begin well");
         Ok(subject)
     }
 
@@ -165,7 +171,7 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn count_bad_pages(&mut self) -> Result<u64> {
-        self.ask(Request::CountBad)
+        self.ask(&Request::CountBad)
     }
 
     /// Wants its memory to be as it should.
@@ -183,7 +189,7 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn write(&mut self) -> Result<u64> {
-        self.ask(Request::Scatter)
+        self.ask(&Request::Scatter)
     }
 
     /// Has it draw a random number.
@@ -191,7 +197,7 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn random(&mut self) -> Result<u64> {
-        self.ask(Request::Random)
+        self.ask(&Request::Random)
     }
 
     /// Has it touch pages; tells how long that took by its own clock.
@@ -199,7 +205,7 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn touch(&mut self, touch: Touch) -> Result<Duration> {
-        self.ask(Request::Touch(touch)).map(Duration::from_nanos)
+        self.ask(&Request::Touch(touch)).map(Duration::from_nanos)
     }
 
     /// Has it fork; the child is a workload, too.
@@ -207,14 +213,46 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn fork(&mut self) -> Result<Self> {
-        Ok(Self::at(i32::try_from(self.ask(Request::Fork)?)?))
+        Ok(Self::at(i32::try_from(self.ask(&Request::Fork)?)?))
     }
 
-    fn ask(&mut self, request: Request) -> Result<u64> {
+    /// Has it do the next step of its computation; tells the state after it.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn step(&mut self) -> Result<u64> {
+        self.ask(&Request::Step)
+    }
+
+    /// The state of its computation.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn state(&mut self) -> Result<u64> {
+        self.ask(&Request::State)
+    }
+
+    /// Asks it for what it understands.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn ask(&mut self, request: &impl Serialize) -> Result<u64> {
         remove_if_there(&answer())?;
-        request.leave(&answer())?;
+        workload::leave(request, &answer())?;
         kill(Pid::from_raw(self.pid), Signal::SIGUSR1).context("the workload is gone")?;
         self.wait_for_answer()
+    }
+
+    /// Ends it, but none of its children, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn end_alone(self) -> Result<()> {
+        kill(Pid::from_raw(self.pid), Signal::SIGKILL).context("the process is gone")?;
+        match self.child {
+            Some(mut child) => Ok(child.wait().map(drop)?),
+            None => wait_until_gone(self.pid),
+        }
     }
 
     /// Ends it, and its children if it leads their process group, and waits until its memory is

@@ -8,6 +8,7 @@ mod fixed;
 pub(crate) mod fleet;
 mod goes_on;
 mod remap;
+mod rollback;
 mod scaling;
 mod size;
 pub(crate) mod store;
@@ -27,6 +28,7 @@ pub const ALL: &[&dyn Experiment] = &[
     &bill::Bill,
     &goes_on::GoesOn,
     &fixed::Fixed,
+    &rollback::Rollback,
     &tiers::Tiers,
     &store::Store,
     &remap::Remap,

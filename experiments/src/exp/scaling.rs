@@ -255,7 +255,7 @@ fn clone(count: usize) -> Result<Made> {
 
 /// Has each copy write to its share of its pages.
 fn work(copies: &mut [Copy], size_mib: usize) -> Result<()> {
-    let share = ((size_mib as u64) << 8).div_ceil(EVERY);
+    let share = (size_mib << 8).div_ceil(EVERY) as u64;
     for copy in copies {
         let written = copy.subject.write()?;
         ensure!(written >= share, "a copy wrote to {written} pages only");
