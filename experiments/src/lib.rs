@@ -18,6 +18,7 @@ pub mod load;
 pub mod procfs;
 pub mod redis;
 pub mod report;
+pub mod sandbox;
 pub mod series;
 pub mod stats;
 pub mod subject;

@@ -3,6 +3,7 @@
 mod bill;
 mod common;
 mod containers;
+mod fanout;
 mod fine;
 mod fixed;
 pub(crate) mod fleet;
@@ -29,6 +30,7 @@ pub const ALL: &[&dyn Experiment] = &[
     &goes_on::GoesOn,
     &fixed::Fixed,
     &rollback::Rollback,
+    &fanout::Fanout,
     &tiers::Tiers,
     &store::Store,
     &remap::Remap,
