@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -127,6 +128,69 @@ impl From<Subject> for Copy {
             subject,
             room: None,
         }
+    }
+}
+
+/// Copies that have answered.
+#[derive(Debug)]
+pub struct Made {
+    /// They.
+    pub copies: Vec<Copy>,
+    /// Their answers.
+    pub answers: Vec<u64>,
+    /// From the beginning until the last had answered.
+    pub all: Duration,
+    /// What the last one took.
+    pub last: Duration,
+}
+
+impl Made {
+    /// So many, one after the other; each is made by `next`, and then asked by `ask`, which is
+    /// told its number.
+    ///
+    /// # Errors
+    /// When one fails.
+    pub fn each(
+        count: usize,
+        mut next: impl FnMut() -> Result<Copy>,
+        mut ask: impl FnMut(&mut Subject, usize) -> Result<u64>,
+    ) -> Result<Self> {
+        let mut made = Self {
+            copies: Vec::with_capacity(count),
+            answers: Vec::with_capacity(count),
+            all: Duration::ZERO,
+            last: Duration::ZERO,
+        };
+        let begun = Instant::now();
+        for number in 0..count {
+            let before = begun.elapsed();
+            let mut copy = next()?;
+            made.answers.push(ask(&mut copy.subject, number)?);
+            made.copies.push(copy);
+            made.all = begun.elapsed();
+            made.last = made.all - before;
+        }
+        Ok(made)
+    }
+
+    /// All by one command, of the snapshot `name`; then asks one after the other.
+    ///
+    /// # Errors
+    /// When not all copies run and answer.
+    pub fn cloned(
+        name: &str,
+        count: usize,
+        ask: impl FnMut(&mut Subject, usize) -> Result<u64>,
+    ) -> Result<Self> {
+        let begun = Instant::now();
+        let cloned = clone(name, count)?;
+        let made_last = cloned.last().map_or(0.0, |copy| copy.restore_ms);
+        let mut running = cloned.iter().map(|copy| Subject::at(copy.pid).into());
+        let next = || running.next().context("a copy that was not made");
+        let mut made = Self::each(count, next, ask)?;
+        made.all = begun.elapsed();
+        made.last += Duration::try_from_secs_f64(made_last / 1e3)?;
+        Ok(made)
     }
 }
 

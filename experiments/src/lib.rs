@@ -19,6 +19,7 @@ pub mod procfs;
 pub mod program;
 pub mod redis;
 pub mod report;
+pub mod sandbox;
 pub mod series;
 pub mod stats;
 pub mod subject;

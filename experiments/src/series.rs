@@ -1,4 +1,4 @@
-//! Snapshots of a Redis that goes on, one after the other: old ones go, the last comes back.
+//! Snapshots of a process that goes on, one after the other: old ones go, one comes back.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -47,7 +47,8 @@ pub struct Taken {
 }
 
 impl Series {
-    /// Of the Redis `pid`, which works in `dir`: what are files goes there.
+    /// Of the process `pid`; what are files goes to `dir`. Of `bgsave` it is a Redis that works
+    /// there.
     ///
     /// # Errors
     /// When the system cannot do this.
@@ -161,11 +162,24 @@ impl Series {
             wait_until_loaded()?;
             server
         } else {
-            timed(self.snapshot(last).restoring().arg(CLOSED))?;
-            Subject::at(self.pid)
+            self.restore(last)?
         };
         self.prune(0)?;
         Ok(server)
+    }
+
+    /// Brings the `nth` of those that there are back, when the process is gone, and keeps all.
+    ///
+    /// # Errors
+    /// When there are not so many, or the system fails.
+    pub fn return_to(&self, nth: usize) -> Result<Subject> {
+        let number = self.kept.get(nth);
+        self.restore(*number.with_context(|| format!("there is no snapshot {nth}"))?)
+    }
+
+    fn restore(&self, number: u32) -> Result<Subject> {
+        timed(self.snapshot(number).restoring().arg(CLOSED))?;
+        Ok(Subject::at(self.pid))
     }
 
     fn images(&self, number: u32) -> PathBuf {

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::Serialize;
 
 use crate::procfs::kib_of;
-use crate::workload::{Many, Pages, Request, Touch};
+use crate::workload::{self, Many, Pages, Request, Touch};
 
 /// Where experiments work in the guest, on tmpfs.
 pub const DIR: &str = "/run/mvas-exp";
@@ -182,7 +183,7 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn count_bad_pages(&mut self) -> Result<u64> {
-        self.ask(Request::CountBad)
+        self.ask(&Request::CountBad)
     }
 
     /// Wants its memory to be as it should.
@@ -200,7 +201,7 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn write(&mut self) -> Result<u64> {
-        self.ask(Request::Scatter)
+        self.ask(&Request::Scatter)
     }
 
     /// Has it draw a random number.
@@ -208,7 +209,7 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn random(&mut self) -> Result<u64> {
-        self.ask(Request::Random)
+        self.ask(&Request::Random)
     }
 
     /// Has it touch pages; tells how long that took by its own clock.
@@ -216,7 +217,7 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn touch(&mut self, touch: Touch) -> Result<Duration> {
-        self.ask(Request::Touch(touch)).map(Duration::from_nanos)
+        self.ask(&Request::Touch(touch)).map(Duration::from_nanos)
     }
 
     /// Has it fork; the child is a workload, too.
@@ -224,14 +225,46 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn fork(&mut self) -> Result<Self> {
-        Ok(Self::at(i32::try_from(self.ask(Request::Fork)?)?))
+        Ok(Self::at(i32::try_from(self.ask(&Request::Fork)?)?))
     }
 
-    fn ask(&mut self, request: Request) -> Result<u64> {
+    /// Has it do the next step of its computation; tells the state after it.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn step(&mut self) -> Result<u64> {
+        self.ask(&Request::Step)
+    }
+
+    /// The state of its computation.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn state(&mut self) -> Result<u64> {
+        self.ask(&Request::State)
+    }
+
+    /// Asks it for what it understands.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn ask(&mut self, request: &impl Serialize) -> Result<u64> {
         remove_if_there(&answer())?;
-        request.leave(&answer())?;
+        workload::leave(request, &answer())?;
         kill(Pid::from_raw(self.pid), Signal::SIGUSR1).context("the workload is gone")?;
         self.wait_for_answer()
+    }
+
+    /// Ends it, but none of its children, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn end_alone(self) -> Result<()> {
+        kill(Pid::from_raw(self.pid), Signal::SIGKILL).context("the process is gone")?;
+        match self.child {
+            Some(mut child) => Ok(child.wait().map(drop)?),
+            None => wait_until_gone(self.pid),
+        }
     }
 
     /// Ends it, and its children if it leads their process group, and waits until its memory is

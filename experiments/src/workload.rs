@@ -91,27 +91,29 @@ pub enum Request {
     Touch(Touch),
     /// To fork: the PID of the child, which is a workload of its own.
     Fork,
+    /// To do the next step of a computation: the state after it.
+    Step,
+    /// The state after the last step.
+    State,
 }
 
-impl Request {
-    /// Leaves the request for who answers in `answer`.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn leave(self, answer: &Path) -> Result<()> {
-        Ok(fs::write(
-            Self::path(answer),
-            serde_json::to_string(&self)?,
-        )?)
-    }
+/// Leaves a request for who answers in `answer`.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn leave(request: &impl Serialize, answer: &Path) -> Result<()> {
+    Ok(fs::write(
+        request_beside(answer),
+        serde_json::to_string(request)?,
+    )?)
+}
 
-    fn read(answer: &Path) -> Result<Self> {
-        Ok(serde_json::from_slice(&fs::read(Self::path(answer))?)?)
-    }
+fn read_request(answer: &Path) -> Result<Request> {
+    Ok(serde_json::from_slice(&fs::read(request_beside(answer))?)?)
+}
 
-    fn path(answer: &Path) -> PathBuf {
-        answer.with_file_name("request")
-    }
+fn request_beside(answer: &Path) -> PathBuf {
+    answer.with_file_name("request")
 }
 
 /// Runs the workload: fills its memory, writes `0` into its answer when ready, and from then on
@@ -141,11 +143,13 @@ pub fn run(options: &Options) -> Result<()> {
     asked.add(Signal::SIGUSR1);
     asked.add(Signal::SIGTERM);
     while asked.wait()? == Signal::SIGUSR1 {
-        let answer = match Request::read(&options.answer)? {
+        let answer = match read_request(&options.answer)? {
             Request::CountBad => memory.count_bad() + holding.count_bad(),
             Request::Scatter => memory.scatter(now()?),
             Request::Random => random()?,
             Request::Touch(touch) => u64::try_from(memory.touch(touch).as_nanos())?,
+            Request::Step => memory.step(),
+            Request::State => memory.state(),
             // SAFETY: this process has no other threads, or nobody asks it to fork.
             Request::Fork => match unsafe { fork() }? {
                 ForkResult::Parent { child } => u64::try_from(child.as_raw())?,

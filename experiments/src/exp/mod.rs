@@ -4,6 +4,7 @@ mod ablation;
 mod bill;
 mod common;
 mod containers;
+mod fanout;
 mod fine;
 mod fixed;
 pub(crate) mod fleet;
@@ -11,6 +12,7 @@ mod goes_on;
 mod pressure;
 mod programs;
 mod remap;
+mod rollback;
 mod scaling;
 mod size;
 pub(crate) mod store;
@@ -32,6 +34,8 @@ pub const ALL: &[&dyn Experiment] = &[
     &bill::Bill,
     &goes_on::GoesOn,
     &fixed::Fixed,
+    &rollback::Rollback,
+    &fanout::Fanout,
     &tiers::Tiers,
     &store::Store,
     &remap::Remap,

@@ -1,11 +1,10 @@
 //! Copies of one service: how soon they answer, and what memory each takes.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::copies::{self, Copy};
+use crate::copies::{Copy, Made};
 use crate::frame::{
     Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Point, Unit,
     metrics,
@@ -160,7 +159,7 @@ impl Experiment for Scaling {
         let worked = taken_by_each()?;
         let mut all = copies.iter_mut();
         all.try_for_each(|copy| copy.subject.check().context("a copy"))?;
-        let distinct = made.drawn.iter().collect::<HashSet<_>>().len() == count;
+        let distinct = made.answers.iter().collect::<HashSet<_>>().len() == count;
         ensure!(
             distinct || case.system != System::VascriuClone,
             "two copies drew the same random number"
@@ -192,70 +191,26 @@ fn snapshot(system: System, size_mib: usize) -> Result<Option<Snapshot>> {
     Ok(Some(snapshot))
 }
 
-/// Copies that have answered.
-struct Made {
-    copies: Vec<Copy>,
-    /// Their answers: random numbers.
-    drawn: Vec<u64>,
-    /// What all took.
-    all: Duration,
-    /// What the last one took.
-    last: Duration,
-}
-
 fn make(
     system: System,
     snapshot: Option<&Snapshot>,
     size_mib: usize,
     count: usize,
 ) -> Result<Made> {
+    let ask = |copy: &mut Subject, _| copy.random();
     if system == System::VascriuClone {
-        return clone(count);
+        return Made::cloned(NAME, count, ask);
     }
-    let mut made = Made {
-        copies: Vec::with_capacity(count),
-        drawn: Vec::with_capacity(count),
-        all: Duration::ZERO,
-        last: Duration::ZERO,
+    let next = || match snapshot {
+        Some(snapshot) => Copy::restore(&snapshot.restoring()),
+        None => Subject::start(size_mib, Pages::Huge).map(Copy::from),
     };
-    let begun = Instant::now();
-    for _ in 0..count {
-        let before = begun.elapsed();
-        let mut copy = match snapshot {
-            Some(snapshot) => Copy::restore(&snapshot.restoring())?,
-            None => Subject::start(size_mib, Pages::Huge)?.into(),
-        };
-        made.drawn.push(copy.subject.random()?);
-        made.copies.push(copy);
-        made.all = begun.elapsed();
-        made.last = made.all - before;
-    }
-    Ok(made)
-}
-
-/// All by one command.
-fn clone(count: usize) -> Result<Made> {
-    let begun = Instant::now();
-    let cloned = copies::clone(NAME, count)?;
-    let made_last = cloned.last().map_or(0.0, |copy| copy.restore_ms);
-    let mut copies: Vec<Copy> = cloned.iter().map(|c| Subject::at(c.pid).into()).collect();
-    let mut drawn = Vec::with_capacity(count);
-    let mut asked = Instant::now();
-    for copy in &mut copies {
-        asked = Instant::now();
-        drawn.push(copy.subject.random()?);
-    }
-    Ok(Made {
-        copies,
-        drawn,
-        all: begun.elapsed(),
-        last: Duration::try_from_secs_f64(made_last / 1e3)? + asked.elapsed(),
-    })
+    Made::each(count, next, ask)
 }
 
 /// Has each copy write to its share of its pages.
 fn work(copies: &mut [Copy], size_mib: usize) -> Result<()> {
-    let share = ((size_mib as u64) << 8).div_ceil(EVERY);
+    let share = (size_mib << 8).div_ceil(EVERY) as u64;
     for copy in copies {
         let written = copy.subject.write()?;
         ensure!(written >= share, "a copy wrote to {written} pages only");
