@@ -16,6 +16,7 @@ pub mod guest;
 pub mod host;
 pub mod load;
 pub mod procfs;
+pub mod program;
 pub mod redis;
 pub mod report;
 pub mod series;

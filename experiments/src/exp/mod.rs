@@ -7,6 +7,7 @@ mod fine;
 mod fixed;
 pub(crate) mod fleet;
 mod goes_on;
+mod programs;
 mod remap;
 mod scaling;
 mod size;
@@ -22,6 +23,7 @@ pub const ALL: &[&dyn Experiment] = &[
     &size::Size,
     &containers::Containers,
     &fine::Fine,
+    &programs::Programs,
     &scaling::Scaling,
     &fleet::Fleet,
     &bill::Bill,
