@@ -22,8 +22,8 @@ use crate::frame::Experiment;
 pub const ALL: &[&dyn Experiment] = &[
     &size::Size,
     &containers::Containers,
-    &fine::Fine,
     &programs::Programs,
+    &fine::Fine,
     &scaling::Scaling,
     &fleet::Fleet,
     &bill::Bill,

@@ -21,7 +21,7 @@ pub(super) struct PostgreSql;
 const USER: &str = "postgres";
 /// Of the socket, which clients know.
 const SOCKETS: &str = "/run/mvas-exp/program-postgresql/sockets";
-/// Rows of a MiB; a page holds 7 of 1 KiB each.
+/// Rows of a MiB: 8 fill a page of 8 KiB.
 const ROWS: usize = 1024;
 /// What row `k` holds, in SQL.
 const VALUE: &str = "repeat(md5(k::text), 30)";
