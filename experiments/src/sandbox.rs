@@ -72,11 +72,11 @@ pub fn random(copy: &mut Subject) -> Result<u64> {
     evaluate(copy, "random.getrandbits(63)")
 }
 
-/// A random number as Python programs draw them for keys.
+/// A random number of which Python programs make keys.
 ///
 /// # Errors
 /// When the copy is gone.
-pub fn random_of_system(copy: &mut Subject) -> Result<u64> {
+pub fn key(copy: &mut Subject) -> Result<u64> {
     evaluate(copy, "int.from_bytes(os.urandom(8), 'little')")
 }
 

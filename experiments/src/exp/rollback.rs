@@ -139,10 +139,11 @@ static DEFINITION: Definition = Definition {
          what depends on what it read and on all steps before; the next step does so with the \
          pages beside them. A huge page is touched by each step. Snapshots are taken before the \
          first step, and then after so many steps; all are kept.",
-        "Whoever asks for a step waits for its answer before asking for the next; he looks for it \
-         at least each 5 ms, as a rule much more often. That is in steps_per_s.",
+        "A step is asked for when the one before is answered; the answer is looked for at least \
+         each 5 ms, as a rule much more often. That is in steps_per_s.",
         "There is no rollback in place yet: to go back, the process is killed and the snapshot in \
-         the middle is restored. That is rollback_ms, the kill and the wait for its end included.",
+         the middle is restored: as it was before step 9, or with a single snapshot before the first. \
+         The kill and the wait for its end are in rollback_ms.",
         "nothing takes no snapshot: only steps_per_s is measured.",
         "fork: its child, which waits, is the snapshot, and goes on when the process is killed: \
          a snapshot that can be gone back to once, and that no other microVM and no file has. \
