@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use mvas_exp::demo::{self, docker};
 use mvas_exp::frame::plan::{self, Settings};
@@ -152,10 +152,24 @@ impl Run {
         if place == Place::Simulated {
             return host::become_simulated(&self.out, &["--simulated".into()]);
         }
+        // Hours of the others are not lost by one that fails.
+        let mut failed = Vec::new();
         for experiment in &experiments {
             let settings = self.settings(*experiment, &experiments);
-            run::run(*experiment, &settings, &self.out, host, self.resume)?;
+            let ran = run::run(*experiment, &settings, &self.out, host, self.resume);
+            if let Err(error) = ran {
+                let name = experiment.definition().name;
+                eprintln!("{name} failed: {error:#}");
+                failed.push(name);
+            }
         }
+        ensure!(
+            failed.is_empty(),
+            "{} of {} experiments failed, and what they measured before is kept: {}",
+            failed.len(),
+            experiments.len(),
+            failed.join(", ")
+        );
         Ok(())
     }
 }
