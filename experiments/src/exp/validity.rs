@@ -119,10 +119,10 @@ static DEFINITION: Definition = Definition {
         "one: the guest's kernel and image run in QEMU, which emulates all of the machine (TCG): \
          processes directly on the simulated host, in the guest's image. two: the same in a \
          microVM on the simulated host, whose hardware virtualization (SVM, nested paging) QEMU \
-         emulates, too. hardware: in a microVM on KVM.",
-        "What runs is the same on all levels: programs, kernel and image, of which the run makes \
-         sure, and one CPU. On level one there is the simulated host's memory instead of the \
-         microVM's, and an idle microVM beside.",
+         emulates, too. hardware: in a microVM on this host's KVM, whatever that runs on.",
+        "What runs is the same on all levels: programs, kernel and image, on one CPU; the run makes \
+         sure of the kernel and of CRIU's version. On level one there is the simulated host's \
+         memory instead of the microVM's, and an idle microVM beside.",
         "How to read it: what the emulation of virtualization alone makes slower or faster differs \
          between one and two. Where a ratio is about the same on both, it does not come from \
          there. It may still come from what both have in common, the emulation of the CPU: copies \
