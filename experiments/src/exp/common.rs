@@ -23,7 +23,6 @@ pub(super) const DUMP: Metric = ms("dump_ms", "dump, the whole command");
 pub(super) const RESTORE: Metric = ms("restore_ms", "restore, the whole command");
 pub(super) const MEMORY_DUMP: Metric = ms("memory_dump_ms", "dump, the memory step");
 pub(super) const MEMORY_RESTORE: Metric = ms("memory_restore_ms", "restore, the memory step");
-pub(super) const MEMORY_DUMP: Metric = ms("memory_dump_ms", "dump, the memory step");
 pub(super) const FROZEN: Metric = ms("frozen_ms", "time frozen");
 pub(super) const AGAIN: Metric = ms("again_ms", "the same touch again: full speed");
 
