@@ -196,6 +196,15 @@ impl Subject {
         Ok(())
     }
 
+    /// Ends it, after a look at its memory.
+    ///
+    /// # Errors
+    /// When pages are bad, or it is gone.
+    pub fn end_intact(mut self) -> Result<()> {
+        self.check()?;
+        self.end()
+    }
+
     /// Has it write to pages all over its memory; tells how many.
     ///
     /// # Errors
@@ -294,6 +303,19 @@ fn workload(size_mib: usize, pages: Pages, more: &[String]) -> Result<Command> {
         .args(more)
         .arg("--answer");
     Ok(command)
+}
+
+/// A new folder of this name below [`DIR`], instead of what was there.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn new_folder(name: &str) -> Result<PathBuf> {
+    let dir = Path::new(DIR).join(name);
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
 }
 
 /// Waits until a process that was killed is gone.

@@ -49,11 +49,11 @@ pub fn run(system: System, size_mib: usize, pages: Pages) -> Result<Trial> {
 /// time: its memory step is told only by a log, and writing that takes time.
 fn restore(snapshot: &Snapshot, pid: i32) -> Result<Restore> {
     let restored = timed(&mut snapshot.restoring())?;
-    end_intact(pid)?;
+    Subject::at(pid).end_intact()?;
     let memory = match snapshot {
         Snapshot::Stock(_) | Snapshot::Lazy(_) => {
             let memory = snapshot.restore()?.memory;
-            end_intact(pid)?;
+            Subject::at(pid).end_intact()?;
             memory
         }
         Snapshot::Vas(_) | Snapshot::Stored(_) => vas::memory_restore(&restored.stdout)?,
@@ -62,10 +62,4 @@ fn restore(snapshot: &Snapshot, pid: i32) -> Result<Restore> {
         wall: restored.wall,
         memory,
     })
-}
-
-fn end_intact(pid: i32) -> Result<()> {
-    let mut subject = Subject::at(pid);
-    subject.check()?;
-    subject.end()
 }

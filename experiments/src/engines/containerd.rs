@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Docker, Engine, IMAGE, NAME, ask, command, detached, folder, server, switch};
+use super::{Docker, Engine, IMAGE, NAME, ask, command, detached, server, switch};
+use crate::subject::new_folder;
 use crate::system::System;
 
 /// A container of the network that is here.
@@ -25,7 +26,7 @@ impl Containerd {
     /// Gives it the image, which Docker makes.
     pub fn new() -> Result<Self> {
         Docker::new()?;
-        let dir = folder("containerd")?;
+        let dir = new_folder("containerd")?;
         let archive = dir.join("image.tar");
         let path = archive.to_str().context("a path in UTF-8")?;
         ask(&["docker", "save", IMAGE, "-o", path])?;

@@ -8,7 +8,7 @@ mod process;
 mod runc;
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -23,7 +23,6 @@ use runc::Runc;
 
 use crate::criu::timed;
 use crate::redis::{self, Client, State};
-use crate::subject::DIR;
 use crate::system::System;
 use crate::vas;
 
@@ -195,16 +194,6 @@ fn switch(engine: &str, system: System) -> Result<()> {
         _ => bail!("{engine} has no {system}"),
     };
     timed(&mut command(&["vascriu", switch, engine])).map(drop)
-}
-
-/// A new folder of this name below [`DIR`].
-fn folder(name: &str) -> Result<PathBuf> {
-    let dir = Path::new(DIR).join(name);
-    if dir.exists() {
-        fs::remove_dir_all(&dir)?;
-    }
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    Ok(dir)
 }
 
 /// Runs to its end what leaves a process behind that has its streams: they are `log`, or

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{
-    Engine, IMAGE, NAME, ask, command, detached, folder, import, log_file, server, switch,
-};
+use super::{Engine, IMAGE, NAME, ask, command, detached, import, log_file, server, switch};
+use crate::subject::new_folder;
 use crate::system::System;
 
 /// A container of the network that is here.
@@ -19,7 +18,7 @@ impl Podman {
     /// Gives it the image.
     pub fn new() -> Result<Self> {
         import("podman")?;
-        let log = folder("podman")?.join("log");
+        let log = new_folder("podman")?.join("log");
         Ok(Self { log })
     }
 

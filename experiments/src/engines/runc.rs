@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::{Engine, NAME, ROOT, ask, command, detached, folder, server, switch};
+use super::{Engine, NAME, ROOT, ask, command, detached, server, switch};
 use crate::criu::timed;
+use crate::subject::new_folder;
 use crate::system::System;
 
 /// A container of the network that is here.
@@ -20,7 +21,7 @@ pub(super) struct Runc {
 impl Runc {
     /// Makes a bundle.
     pub fn new() -> Result<Self> {
-        let bundle = folder("runc")?;
+        let bundle = new_folder("runc")?;
         let script = format!("mkdir rootfs; {ROOT} | tar -x -C rootfs; runc spec");
         timed(command(&["sh", "-ec", &script]).current_dir(&bundle))?;
         let path = bundle.join("config.json");

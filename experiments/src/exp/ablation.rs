@@ -189,8 +189,7 @@ impl Experiment for Ablation {
             _ => Duration::ZERO,
         };
         let taken = available.saturating_sub(available_bytes()?);
-        process.check()?;
-        process.end()?;
+        process.end_intact()?;
         snapshot.delete()?;
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let mut measured = metrics([

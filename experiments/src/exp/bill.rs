@@ -44,6 +44,16 @@ pub(super) const AXES: &[Axis] = &[
     },
 ];
 
+/// A metric over the share that is touched; a panel for each access.
+pub(super) const fn by_share(title: &'static str, metric: &'static str) -> Figure {
+    Figure {
+        title,
+        metric,
+        x: "share",
+        panels: Some("access"),
+    }
+}
+
 static DEFINITION: Definition = Definition {
     name: "bill",
     title: "The bill afterwards",
@@ -80,24 +90,12 @@ static DEFINITION: Definition = Definition {
     machine: common::MACHINE,
     repeats: [1, 5],
     figures: &[
-        Figure {
-            title: "From the restore's start to the first answer",
-            metric: "first_answer_ms",
-            x: "share",
-            panels: Some("access"),
-        },
-        Figure {
-            title: "The first touch",
-            metric: "touch_ms",
-            x: "share",
-            panels: Some("access"),
-        },
-        Figure {
-            title: "Guest memory that it took in the end",
-            metric: "memory_bytes",
-            x: "share",
-            panels: Some("access"),
-        },
+        by_share(
+            "From the restore's start to the first answer",
+            "first_answer_ms",
+        ),
+        by_share("The first touch", "touch_ms"),
+        by_share("Guest memory that it took in the end", "memory_bytes"),
     ],
     claims: &[
         Claim {
@@ -166,13 +164,11 @@ impl Experiment for Bill {
         let answered = begun.elapsed();
         let taken = available.saturating_sub(available_bytes()?);
         let again = restored.touch(touch)?;
-        restored.check()?;
-        restored.end()?;
+        restored.end_intact()?;
         match snapshot {
             Some(snapshot) => snapshot.delete()?,
             None => {
-                original.check().context("the parent")?;
-                original.end()?;
+                original.end_intact().context("the parent")?;
             }
         }
         Ok(metrics([

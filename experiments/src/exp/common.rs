@@ -5,9 +5,20 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::frame::{Axis, Kind, Machine, Metric, Metrics, Unit, metrics};
+use crate::copies::Made;
+use crate::frame::{Axis, Figure, Kind, Machine, Metric, Metrics, Unit, metrics};
 use crate::subject::DIR;
+use crate::system::ms as ms_of;
 use crate::times::Times;
+
+/// Where a process is not dumped as such, but what is done with its snapshot counts.
+pub(super) const SIZE: Axis = Axis {
+    name: "size",
+    about: "memory of the process",
+    kind: Kind::Size,
+    quick: &["32M"],
+    full: &["64M", "256M", "1G"],
+};
 
 const SIZES: &[&str] = &["huge", "4k"];
 
@@ -31,6 +42,39 @@ const fn ms(name: &'static str, about: &'static str) -> Metric {
         name,
         about,
         unit: Unit::Ms,
+    }
+}
+
+/// Of copies that are made, and asked, one after the other.
+pub(super) const ALL: Metric = ms(
+    "all_ms",
+    "from the beginning until the last copy has answered its first request",
+);
+pub(super) const EACH: Metric = ms("each_ms", "the same by the number of copies");
+pub(super) const LAST: Metric = ms(
+    "last_ms",
+    "the last copy alone, from its beginning to its answer",
+);
+
+/// [`ALL`], [`EACH`] and [`LAST`] of these copies.
+pub(super) fn times_of(made: &Made) -> Metrics {
+    let all = ms_of(made.all);
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let each = all / made.answers.len() as f64;
+    metrics([
+        ("all_ms", all),
+        ("each_ms", each),
+        ("last_ms", ms_of(made.last)),
+    ])
+}
+
+/// A metric over size; a panel for each kind of pages.
+pub(super) const fn by_size(title: &'static str, metric: &'static str) -> Figure {
+    Figure {
+        title,
+        metric,
+        x: "size",
+        panels: Some("pages"),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use anyhow::{Context, Result, ensure};
 
+use super::common;
 use crate::copies::{Copy, Made};
 use crate::frame::{
     Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Unit,
@@ -12,7 +13,7 @@ use crate::frame::{
 use crate::procfs::available_bytes;
 use crate::sandbox;
 use crate::subject::{Subject, use_high_pids};
-use crate::system::{Snapshot, System, ms};
+use crate::system::{Snapshot, System};
 
 pub(super) struct Fanout;
 
@@ -39,21 +40,9 @@ static DEFINITION: Definition = Definition {
         System::VascriuClone,
     ],
     metrics: &[
-        Metric {
-            name: "all_ms",
-            about: "from the beginning until the last copy has answered its request",
-            unit: Unit::Ms,
-        },
-        Metric {
-            name: "each_ms",
-            about: "the same by the number of copies",
-            unit: Unit::Ms,
-        },
-        Metric {
-            name: "last_ms",
-            about: "the last copy alone, from its beginning to its answer",
-            unit: Unit::Ms,
-        },
+        common::ALL,
+        common::EACH,
+        common::LAST,
         Metric {
             name: "memory_each_bytes",
             about: "what each copy takes of the guest's memory, once it has answered",
@@ -155,6 +144,7 @@ impl Experiment for Fanout {
         let before = available_bytes()?;
         let mut made = source.make(case.system, count)?;
         let taken = before.saturating_sub(available_bytes()?);
+        let mut measured = common::times_of(&made);
         let same_keys = count - distinct(&mut made.copies, sandbox::key)?;
         ensure!(
             same_keys == 0 || case.system != System::VascriuClone,
@@ -164,14 +154,12 @@ impl Experiment for Fanout {
         made.copies.into_iter().try_for_each(Copy::end)?;
         source.end()?;
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-        Ok(metrics([
-            ("all_ms", ms(made.all)),
-            ("each_ms", ms(made.all) / count as f64),
-            ("last_ms", ms(made.last)),
+        measured.extend(metrics([
             ("memory_each_bytes", taken as f64 / count as f64),
             ("same_random", same_random as f64),
             ("same_keys", same_keys as f64),
-        ]))
+        ]));
+        Ok(measured)
     }
 }
 

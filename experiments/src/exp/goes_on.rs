@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::{bill, common};
 use crate::criu::timed;
-use crate::frame::{Case, Claim, Definition, Experiment, Figure, Metric, Metrics, Unit, metrics};
+use crate::frame::{Case, Claim, Definition, Experiment, Metric, Metrics, Unit, metrics};
 use crate::procfs::available_bytes;
 use crate::subject::Subject;
 use crate::system::{CLOSED, Snapshot, System, ms};
@@ -48,24 +48,12 @@ static DEFINITION: Definition = Definition {
     machine: common::MACHINE,
     repeats: [1, 5],
     figures: &[
-        Figure {
-            title: "From the dump's start to the first answer",
-            metric: "first_answer_ms",
-            x: "share",
-            panels: Some("access"),
-        },
-        Figure {
-            title: "The first touch",
-            metric: "touch_ms",
-            x: "share",
-            panels: Some("access"),
-        },
-        Figure {
-            title: "Guest memory that it took in the end",
-            metric: "memory_bytes",
-            x: "share",
-            panels: Some("access"),
-        },
+        bill::by_share(
+            "From the dump's start to the first answer",
+            "first_answer_ms",
+        ),
+        bill::by_share("The first touch", "touch_ms"),
+        bill::by_share("Guest memory that it took in the end", "memory_bytes"),
     ],
     claims: &[
         Claim {
@@ -154,19 +142,13 @@ impl Taken {
                 snapshot.wait_until_stored()?;
                 // Of a dump that closes connections, of which there are none here.
                 timed(snapshot.restoring().arg(CLOSED))?;
-                end_intact(Subject::at(pid))?;
+                Subject::at(pid).end_intact().context("what was dumped")?;
                 snapshot.delete()
             }
             Self::Child(child) => {
-                end_intact(child)?;
+                child.end_intact().context("the child")?;
                 process.end()
             }
         }
     }
-}
-
-/// Ends a process whose memory is as it should be.
-fn end_intact(mut process: Subject) -> Result<()> {
-    process.check().context("what was dumped")?;
-    process.end()
 }

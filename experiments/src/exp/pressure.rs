@@ -285,9 +285,7 @@ fn count_cold(count: usize) -> Result<usize> {
 /// Restores a process, looks at its memory and ends it.
 fn restore(taken: &Taken) -> Result<Duration> {
     let restored = timed(&mut taken.snapshot.restoring())?;
-    let mut process = Subject::at(taken.pid);
-    process.check()?;
-    process.end()?;
+    Subject::at(taken.pid).end_intact()?;
     Ok(restored.wall)
 }
 

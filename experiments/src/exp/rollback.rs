@@ -98,12 +98,7 @@ static DEFINITION: Definition = Definition {
             x: "every",
             panels: Some("pages"),
         },
-        Figure {
-            title: "Time to go back",
-            metric: "rollback_ms",
-            x: "size",
-            panels: Some("pages"),
-        },
+        common::by_size("Time to go back", "rollback_ms"),
     ],
     claims: &[
         Claim {

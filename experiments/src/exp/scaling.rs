@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use anyhow::{Context, Result, ensure};
 
+use super::common;
 use crate::copies::{Copy, Made};
 use crate::frame::{
     Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Point, Unit,
@@ -11,7 +12,7 @@ use crate::frame::{
 };
 use crate::procfs::available_bytes;
 use crate::subject::{Subject, use_high_pids};
-use crate::system::{Snapshot, System, ms};
+use crate::system::{Snapshot, System};
 use crate::workload::{EVERY, Pages};
 
 pub(super) struct Scaling;
@@ -49,21 +50,9 @@ static DEFINITION: Definition = Definition {
         System::VascriuClone,
     ],
     metrics: &[
-        Metric {
-            name: "all_ms",
-            about: "from the beginning until the last copy has answered its first request",
-            unit: Unit::Ms,
-        },
-        Metric {
-            name: "each_ms",
-            about: "the same by the number of copies",
-            unit: Unit::Ms,
-        },
-        Metric {
-            name: "last_ms",
-            about: "the last copy alone, from its beginning to its answer",
-            unit: Unit::Ms,
-        },
+        common::ALL,
+        common::EACH,
+        common::LAST,
         Metric {
             name: "memory_each_bytes",
             about: "what each copy takes of the guest's memory, once it has written to 1/16 of \
@@ -154,6 +143,7 @@ impl Experiment for Scaling {
 
         let made = make(case.system, snapshot.as_ref(), size_mib, count)?;
         let idle = taken_by_each()?;
+        let mut measured = common::times_of(&made);
         let mut copies = made.copies;
         work(&mut copies, size_mib)?;
         let worked = taken_by_each()?;
@@ -167,13 +157,11 @@ impl Experiment for Scaling {
         copies.into_iter().try_for_each(Copy::end)?;
         snapshot.map_or(Ok(()), |snapshot| snapshot.delete())?;
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-        Ok(metrics([
-            ("all_ms", ms(made.all)),
-            ("each_ms", ms(made.all) / count as f64),
-            ("last_ms", ms(made.last)),
+        measured.extend(metrics([
             ("memory_each_bytes", worked as f64),
             ("memory_idle_bytes", idle as f64),
-        ]))
+        ]));
+        Ok(measured)
     }
 }
 

@@ -4,8 +4,7 @@ use anyhow::Result;
 
 use super::common;
 use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Unit,
-    metrics,
+    Axis, Case, Claim, Definition, Experiment, Kind, Machine, Metric, Metrics, Unit, metrics,
 };
 use crate::system::{System, ms};
 use crate::trial;
@@ -52,30 +51,10 @@ static DEFINITION: Definition = Definition {
     },
     repeats: [2, 7],
     figures: &[
-        Figure {
-            title: "Dump",
-            metric: "dump_ms",
-            x: "size",
-            panels: Some("pages"),
-        },
-        Figure {
-            title: "Restore",
-            metric: "restore_ms",
-            x: "size",
-            panels: Some("pages"),
-        },
-        Figure {
-            title: "The memory step of the dump",
-            metric: "memory_dump_ms",
-            x: "size",
-            panels: Some("pages"),
-        },
-        Figure {
-            title: "The memory step of the restore",
-            metric: "memory_restore_ms",
-            x: "size",
-            panels: Some("pages"),
-        },
+        common::by_size("Dump", "dump_ms"),
+        common::by_size("Restore", "restore_ms"),
+        common::by_size("The memory step of the dump", "memory_dump_ms"),
+        common::by_size("The memory step of the restore", "memory_restore_ms"),
     ],
     claims: &[
         Claim {

@@ -12,9 +12,7 @@ use serde_json::{Value, json};
 
 use super::common;
 use crate::criu::cpu_of;
-use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Lab, Metric, Metrics, Unit, metrics,
-};
+use crate::frame::{Case, Claim, Definition, Experiment, Lab, Metric, Metrics, Unit, metrics};
 use crate::guest::Step;
 use crate::procfs::cpu_of_kernel_workers;
 use crate::subject::DIR;
@@ -33,16 +31,7 @@ static DEFINITION: Definition = Definition {
     question: "How long does a snapshot take from the guest to the host's store, while its \
         process goes on, and what CPU time and host memory, against a copy of as much memory in \
         the guest?",
-    axes: &[
-        Axis {
-            name: "size",
-            about: "memory of the process",
-            kind: Kind::Size,
-            quick: &["32M"],
-            full: &["64M", "256M", "1G"],
-        },
-        common::PAGES,
-    ],
+    axes: &[common::SIZE, common::PAGES],
     systems: &[System::Copy, System::VascriuStored],
     metrics: &[
         Metric {
@@ -65,18 +54,8 @@ static DEFINITION: Definition = Definition {
     machine: common::MACHINE,
     repeats: [1, 5],
     figures: &[
-        Figure {
-            title: "To the store",
-            metric: "store_ms",
-            x: "size",
-            panels: Some("pages"),
-        },
-        Figure {
-            title: "CPU time of the guest",
-            metric: "guest_cpu_ms",
-            x: "size",
-            panels: Some("pages"),
-        },
+        common::by_size("To the store", "store_ms"),
+        common::by_size("CPU time of the guest", "guest_cpu_ms"),
     ],
     claims: &[
         Claim {

@@ -8,9 +8,7 @@ use serde_json::{Value, json};
 
 use super::common;
 use crate::criu::timed;
-use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Lab, Metric, Metrics, Unit, metrics,
-};
+use crate::frame::{Case, Claim, Definition, Experiment, Lab, Metric, Metrics, Unit, metrics};
 use crate::guest::Step;
 use crate::subject::{DIR, Subject, use_high_pids, wait_until_gone};
 use crate::system::{Snapshot, System, ms};
@@ -27,16 +25,7 @@ static DEFINITION: Definition = Definition {
     title: "Hot, stored, cold, another microVM",
     question: "What does a restore take, and the snapshot cost, by where the snapshot is: in the \
         guest, in the store, in both, or asked for by another microVM?",
-    axes: &[
-        Axis {
-            name: "size",
-            about: "memory of the process",
-            kind: Kind::Size,
-            quick: &["32M"],
-            full: &["64M", "256M", "1G"],
-        },
-        common::PAGES,
-    ],
+    axes: &[common::SIZE, common::PAGES],
     systems: &[
         System::CriuTmpfs,
         System::Vascriu,
@@ -56,24 +45,9 @@ static DEFINITION: Definition = Definition {
     machine: common::MACHINE,
     repeats: [1, 5],
     figures: &[
-        Figure {
-            title: "Restore",
-            metric: "restore_ms",
-            x: "size",
-            panels: Some("pages"),
-        },
-        Figure {
-            title: "The memory step of the restore",
-            metric: "memory_restore_ms",
-            x: "size",
-            panels: Some("pages"),
-        },
-        Figure {
-            title: "Host memory that the snapshot costs",
-            metric: "host_bytes",
-            x: "size",
-            panels: Some("pages"),
-        },
+        common::by_size("Restore", "restore_ms"),
+        common::by_size("The memory step of the restore", "memory_restore_ms"),
+        common::by_size("Host memory that the snapshot costs", "host_bytes"),
     ],
     claims: &[
         Claim {

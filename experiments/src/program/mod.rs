@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::procfs::children;
-use crate::subject::{DIR, in_new_session};
+use crate::subject::{in_new_session, new_folder};
 use interpreter::{JVM, PYTHON};
 use memcached::Memcached;
 use nginx::Nginx;
@@ -83,7 +83,7 @@ pub fn find(name: &str) -> Result<&'static dyn Program> {
 /// # Errors
 /// When it does not start, or does not take the data.
 pub fn begin(program: &dyn Program, name: &str, size_mib: usize) -> Result<Child> {
-    let dir = folder(name)?;
+    let dir = new_folder(&format!("program-{name}"))?;
     let mut child = program.start(&dir, size_mib)?;
     let begun = Instant::now();
     let loaded = loop {
@@ -130,16 +130,6 @@ pub fn tree(pid: i32) -> Result<Vec<i32>> {
 fn is_refused(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
-}
-
-/// A new folder for a program, which every user may enter.
-fn folder(name: &str) -> Result<PathBuf> {
-    let dir = Path::new(DIR).join(format!("program-{name}"));
-    if dir.exists() {
-        fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-    }
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    Ok(dir)
 }
 
 fn log(dir: &Path) -> PathBuf {

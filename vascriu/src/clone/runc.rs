@@ -16,14 +16,13 @@ use serde_json::{Value, json};
 use super::Maker;
 use crate::criu::run;
 use crate::criu::work::{self, Work};
-use crate::dropin;
+use crate::dropin::{self, aside};
 use crate::snapshot::images::DESCRIPTORS;
 use crate::snapshot::reference::Reference;
 use crate::text;
 
 const RUNC: &str = "runc";
 const CONFIG: &str = "config.json";
-const CGROUPS: &str = "/sys/fs/cgroup";
 /// How long the tasks of a container that was not restored may take to end.
 const ENDING: Duration = Duration::from_secs(10);
 /// Removes a bundle of ours.
@@ -140,17 +139,17 @@ impl Bundle {
 
     /// The cgroup of the container `id`, as runc finds it for a process in `own`; `None` where
     /// systemd makes cgroups, and removes them.
-    fn group_of(&self, id: &str, own: &Path) -> Option<PathBuf> {
+    fn group_of(&self, id: &str, own: &str) -> Option<PathBuf> {
         let group = if self.is_for_one() {
             beside(self.group(), id)
         } else {
             id.to_owned()
         };
         // One that is relative is beside runc's own.
-        let base = own.parent().unwrap_or(own);
+        let base = Path::new(own).parent().unwrap_or(Path::new("/"));
         let below_root = base.join(&group);
         let below_root = below_root.strip_prefix("/").ok()?;
-        (!group.contains(':')).then(|| Path::new(CGROUPS).join(below_root))
+        (!group.contains(':')).then(|| Path::new(aside::CGROUPS).join(below_root))
     }
 
     /// Its configuration for the container `id` with a bundle at `path`, which goes with it.
@@ -208,14 +207,6 @@ fn remove(bundle: &Path) -> io::Result<()> {
 fn beside(group: &str, id: &str) -> String {
     let end = group.rfind([':', '/']).map_or(0, |at| at + 1);
     format!("{}{id}", &group[..end])
-}
-
-/// The cgroup of this process, from the cgroup file system's root.
-fn own_group() -> Option<PathBuf> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    groups
-        .lines()
-        .find_map(|l| l.strip_prefix("0::").map(PathBuf::from))
 }
 
 /// Removes the cgroup of a container that was not restored. runc has tried, but not for long:
@@ -330,7 +321,8 @@ impl Runc {
             },
             (Err(e), _) => format!("cannot run `runc`: {e}"),
         };
-        if let Some(group) = own_group().and_then(|own| self.bundle.group_of(id, &own)) {
+        let own = aside::cgroup("self").and_then(|directory| aside::group(&directory));
+        if let Some(group) = own.and_then(|own| self.bundle.group_of(id, &own)) {
             remove_group(&group);
         }
         if self.bundle.is_for_one() {
@@ -385,8 +377,8 @@ mod tests {
             path: "/b".into(),
             config: json!({"linux": {"cgroupsPath": group}}),
         };
-        let at = |group, own: &str| bundle(group).group_of("c-1", Path::new(own));
-        let path = |p: &str| Some(Path::new(CGROUPS).join(p));
+        let at = |group, own: &str| bundle(group).group_of("c-1", own);
+        let path = |p: &str| Some(Path::new(aside::CGROUPS).join(p));
         assert_eq!(at("", "/"), path("c-1"));
         assert_eq!(at("", "/user/shell"), path("user/c-1"));
         assert_eq!(at("/docker/4f5e", "/user/shell"), path("docker/c-1"));

@@ -168,7 +168,7 @@ fn gaps(keep: &[RawFd]) -> Vec<std::ops::RangeInclusive<u32>> {
 }
 
 /// Where cgroup v2 is.
-const CGROUPS: &str = "/sys/fs/cgroup";
+pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The group of a process in the one hierarchy of cgroup v2, as its directory.
 #[must_use]

@@ -133,6 +133,25 @@ fn tasks_or_snapshot(w: &Workload, name: &str, options: &[&str]) -> bool {
 
 /// Kills CRIU at moments spread over a dump. Also where it has put system calls into the
 /// tasks, by rewriting their registers and code, they go on as if nothing had happened.
+/// Several processes with threads, in files too.
+fn tree(dir: &Path) -> Options {
+    Options {
+        children: 2,
+        threads: 2,
+        files: true,
+        ..small(dir)
+    }
+}
+
+/// The snapshot `x` of it is whole: it is restored and ended, and the snapshot goes.
+#[track_caller]
+fn comes_back(w: &Workload) {
+    let (r, _) = restore("x", w, &[]);
+    r.check();
+    r.kill();
+    rm(&["x"]);
+}
+
 fn dumps_killed(more: &Options, options: &[&str]) {
     let w = Workload::start(more);
     let (whole, _) = rehearse(&w, options);
@@ -162,13 +181,7 @@ fn dumps_killed(more: &Options, options: &[&str]) {
 }
 
 fn criu_in_dump(dir: &Path) {
-    let options = Options {
-        children: 2,
-        threads: 2,
-        files: true,
-        ..small(dir)
-    };
-    dumps_killed(&options, &[]);
+    dumps_killed(&tree(dir), &[]);
 }
 
 /// CRIU begins with a child that sleeps for ever, to try out `ptrace` on: lets CRIU run
@@ -218,12 +231,7 @@ fn criu_in_tcp_dump(dir: &Path) {
 }
 
 fn criu_in_restore(dir: &Path) {
-    let w = Workload::start(&Options {
-        children: 2,
-        threads: 2,
-        files: true,
-        ..small(dir)
-    });
+    let w = Workload::start(&tree(dir));
     let (_, whole) = rehearse(&w, &[]);
     w.dump("x", &[]);
     let (mut all, mut none) = (0, 0);
@@ -249,10 +257,7 @@ fn criu_in_restore(dir: &Path) {
     }
     println!("killed: {all} times restored, {none} times not");
     assert!(none > 0);
-    let (r, _) = restore("x", &w, &[]);
-    r.check();
-    r.kill();
-    rm(&["x"]);
+    comes_back(&w);
 }
 
 /// Also where a vascriu that was killed had only just begun it.
@@ -265,12 +270,7 @@ pub fn criu_is_gone() -> bool {
 }
 
 fn vascriu_in_dump(dir: &Path) {
-    let w = Workload::start(&Options {
-        children: 2,
-        threads: 2,
-        files: true,
-        ..small(dir)
-    });
+    let w = Workload::start(&tree(dir));
     let (whole, _) = rehearse(&w, &[]);
     for moment in moments(whole) {
         let mut dumping = spawn(&mut dump(w.pid, "x"));
@@ -355,19 +355,11 @@ fn wrapper_fails(dir: &Path) {
             .arg("-D")
             .arg(&images),
     );
-    let (r, _) = restore("x", &w, &[]);
-    r.check();
-    r.kill();
-    rm(&["x"]);
+    comes_back(&w);
 }
 
 fn behind_wrapper(dir: &Path) {
-    let w = Workload::start(&Options {
-        children: 2,
-        threads: 2,
-        files: true,
-        ..small(dir)
-    });
+    let w = Workload::start(&tree(dir));
     let (whole, _) = rehearse(&w, &[]);
     for moment in moments(whole) {
         let seconds = moment.as_secs_f64().max(0.001);
@@ -384,12 +376,7 @@ fn behind_wrapper(dir: &Path) {
 }
 
 fn wrapper_killed(dir: &Path) {
-    let w = Workload::start(&Options {
-        children: 2,
-        threads: 2,
-        files: true,
-        ..small(dir)
-    });
+    let w = Workload::start(&tree(dir));
     let (whole, _) = rehearse(&w, &[]);
     let script = wrapper(dir, "", "exit $?");
     for moment in moments(whole) {
@@ -437,20 +424,12 @@ fn cgroups_of_killed_restore(dir: &Path) {
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
         assert!(!mounts.contains("/run/vascriu"), "{mounts}");
     }
-    let (r, _) = restore("x", &w, &[]);
-    r.check();
-    r.kill();
-    rm(&["x"]);
+    comes_back(&w);
     wait_until("the group to empty", || fs::remove_dir(group).is_ok());
 }
 
 fn vascriu_in_restore(dir: &Path) {
-    let w = Workload::start(&Options {
-        children: 2,
-        threads: 2,
-        files: true,
-        ..small(dir)
-    });
+    let w = Workload::start(&tree(dir));
     let (_, whole) = rehearse(&w, &[]);
     w.dump("x", &[]);
     for moment in moments(whole) {
@@ -468,20 +447,12 @@ fn vascriu_in_restore(dir: &Path) {
     }
     wait_until("the end", || workloads().is_empty());
     good(&mut vascriu(&["ls"]));
-    let (r, _) = restore("x", &w, &[]);
-    r.check();
-    r.kill();
-    rm(&["x"]);
+    comes_back(&w);
 }
 
 /// CRIU's own fault injection, by the numbers of its `fault-injection.h`.
 fn faults(dir: &Path) {
-    let w = Workload::start(&Options {
-        children: 2,
-        threads: 2,
-        files: true,
-        ..small(dir)
-    });
+    let w = Workload::start(&tree(dir));
     // DUMP_EARLY (kills itself), DUMP_PAGES, PARASITE_CONNECT, DUMP_CRASH.
     for fault in ["1", "3", "5", "136"] {
         let out = dump(w.pid, "x")
@@ -505,8 +476,5 @@ fn faults(dir: &Path) {
         assert!(!out.status.success(), "fault {fault}");
         wait_until("half-restored tasks to go", || workloads().is_empty());
     }
-    let (r, _) = restore("x", &w, &[]);
-    r.check();
-    r.kill();
-    rm(&["x"]);
+    comes_back(&w);
 }
