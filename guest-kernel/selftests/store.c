@@ -368,4 +368,45 @@ TEST_F(vas, memory_that_others_need_goes_to_the_store)
 	write_file("/proc/sys/vm/overcommit_memory", "0");
 }
 
+/* What is stored makes room for what is asked for. */
+TEST_F(vas, a_cold_one_takes_the_memory_of_another)
+{
+	const char *name = snap_name("wanted"), *other = snap_name("other");
+	ulong len;
+	int fd;
+
+	NEED_STORE(self->session);
+	if (meminfo("MemTotal") > 8 * 1024 * 1024)
+		SKIP(return, "takes long with so much memory");
+	swap_off();
+	ASSERT_EQ(0, tcall(&self->t, t_map_huge, BASE, 256 * MiB, RW));
+	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, 256 * MiB, 1));
+	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
+	target_kill(&self->t);
+	self->t = target_new();
+	ASSERT_EQ(0, drain_one(self->session, name, self->fd));
+	ASSERT_EQ(0, evict(self->fd, NULL));
+
+	write_file("/proc/sys/vm/overcommit_memory", "1");
+	len = (meminfo("MemAvailable") * KiB - 160 * MiB) & -HUGE;
+	ASSERT_EQ(0, tcall(&self->t, t_populate, BASE, len, 0));
+	fd = vas_create(self->session, "other", 0600, NULL);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, vas_capture(fd, self->t.pid, 0, NULL));
+	target_kill(&self->t);
+	self->t = target_new();
+	ASSERT_EQ(0, drain_one(self->session, other, fd));
+	EXPECT_EQ(VAS_STORE_STORED, store_state(fd));
+
+	ASSERT_EQ(0, tcall(&self->u, t_map_huge, BASE, 256 * MiB, RW));
+	EXPECT_EQ(0, vas_attach(self->fd, self->u.pid, BASE, 256 * MiB, BASE, NULL));
+	EXPECT_EQ(0, tcall(&self->u, t_check, BASE, 256 * MiB, 1));
+	EXPECT_EQ(VAS_STORE_STORED, store_state(self->fd));
+	EXPECT_EQ(VAS_STORE_COLD, store_state(fd));
+	ASSERT_EQ(0, vas_delete(fd, 0));
+	EXPECT_EQ(0, store_delete(self->session, name));
+	EXPECT_EQ(0, store_delete(self->session, other));
+	write_file("/proc/sys/vm/overcommit_memory", "0");
+}
+
 TEST_HARNESS_MAIN

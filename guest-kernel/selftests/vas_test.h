@@ -227,11 +227,16 @@ static inline void target_loop(int fd)
 	_exit(0);
 }
 
-/* A child that waits for calls; it dies with this process at the latest. */
+/*
+ * A child that waits for calls; it dies with this process at the latest.  It is
+ * returned once it has let go of the files that it was born with, so that a
+ * file that the test closes is closed.
+ */
 static inline struct target target_new(void)
 {
 	struct target t;
 	int fds[2];
+	char ready;
 
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds))
 		abort();
@@ -244,10 +249,14 @@ static inline struct target target_new(void)
 		/* Nothing of the test's, above all no VAS. */
 		dup2(fds[1], 3);
 		close_range(4, ~0U, 0);
-		target_loop(3);
+		if (write(3, "", 1) == 1)
+			target_loop(3);
+		_exit(1);
 	}
 	close(fds[1]);
 	t.fd = fds[0];
+	if (read(t.fd, &ready, 1) != 1)
+		abort();
 	return t;
 }
 

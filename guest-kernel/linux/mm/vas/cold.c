@@ -113,8 +113,8 @@ int vas_evict(struct vas *vas, u64 *pages)
  * It may be called with any lock held that memory is allocated under, so it
  * waits for no lock of ours.  It does wait for the device, as swapping does: on
  * the queue where no request takes long, and what it allocates for that comes
- * from the reserves (PF_MEMALLOC), so it does not recurse.  A fill allocates
- * with GFP_NOFS, and so never gets here.
+ * from the reserves (PF_MEMALLOC), so it does not recurse.  A fill gets here, too:
+ * the VAS that it fills is locked, and the others are for it to take.
  */
 static u64 shrink_vas(struct vas *vas)
 {

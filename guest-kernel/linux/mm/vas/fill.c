@@ -11,7 +11,6 @@
 #include <linux/mmap_lock.h>
 #include <linux/pgtable.h>
 #include <linux/rmap.h>
-#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/swap.h>
@@ -339,12 +338,12 @@ static int fill_install(struct fill *f)
 /*
  * Gives a cold VAS all of its pages, or fails and leaves it cold.  The caller
  * holds vas->lock, and set the memory cgroup to charge as the active one.
- * Without the blocks of memory for it: -ENOMEM.
+ * Other VASes may turn cold for it (see shrink_vas()).  Without the blocks of
+ * memory for it even so: -ENOMEM.
  */
 int vas_fill(struct vas *vas)
 {
 	struct fill f = { .vas = vas };
-	unsigned int nofs = memalloc_nofs_save();	/* see shrink_vas() */
 	int err;
 
 	lockdep_assert_held(&vas->lock);
@@ -355,6 +354,5 @@ int vas_fill(struct vas *vas)
 	fill_free(&f);
 	if (!err)
 		vas_set_store(vas, VAS_STORE_STORED);
-	memalloc_nofs_restore(nofs);
 	return err;
 }
