@@ -6,7 +6,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::docker::Container;
-use crate::harness::{REDIS, Test, docker_answers, forget, good, sh, snapshots, wait_until};
+use crate::harness::{
+    REDIS, Test, docker_answers, forget, good, output, sh, snapshot_of, snapshots, wait_until,
+};
 
 /// What `make test-all` runs.
 pub const LONG_TESTS: &[Test] = &[
@@ -17,6 +19,10 @@ pub const LONG_TESTS: &[Test] = &[
     (
         "docker_a_checkpoint_that_dockerd_did_not_live_to_see_is_whole_or_none",
         || killed_in_checkpoint(&[]),
+    ),
+    (
+        "docker_a_start_that_dockerd_did_not_live_to_see_can_be_made_again",
+        killed_in_start,
     ),
 ];
 
@@ -144,5 +150,37 @@ fn killed_in_checkpoint(options: &[&str]) {
         } else {
             good(&["docker", "start", "web"]);
         }
+    }
+}
+
+/// containerd keeps what the killed dockerd had given it for some seconds, and refuses to take
+/// it again.
+fn start_in_the_end(c: &Container) {
+    wait_until("containerd to forget the start", || {
+        let (started, said) = output(&["docker", "start", "--checkpoint", "whole", c.0]);
+        eprintln!("    {said}");
+        started
+    });
+}
+
+fn killed_in_start() {
+    let _live = LiveRestore::on();
+    let c = Container::run("web", &[], &REDIS);
+    let digest = c.redis().load();
+    c.checkpoint("whole", &[]);
+    let id = snapshot_of("docker", c.0)["id"].clone();
+    let start = ["start", "--checkpoint", "whole", c.0];
+    let whole = time(&start);
+    for moment in 1..MOMENTS {
+        c.kill();
+        interrupt(&start, whole * moment / MOMENTS);
+        no_criu_is_left();
+        let runs = is_running(&c);
+        eprintln!("  at {moment}/{MOMENTS}: running: {runs}");
+        if !runs {
+            start_in_the_end(&c);
+        }
+        assert_eq!(c.redis().digest(), digest);
+        assert_eq!(snapshot_of("docker", c.0)["id"], id, "as before");
     }
 }

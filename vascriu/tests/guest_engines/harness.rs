@@ -151,7 +151,8 @@ pub fn sh(script: &str) -> String {
     good(&["sh", "-ec", script])
 }
 
-fn output(args: &[&str]) -> (bool, String) {
+/// Whether a command succeeds, and all that it prints.
+pub fn output(args: &[&str]) -> (bool, String) {
     let begun = Instant::now();
     let out = tempfile::tempfile().expect("a file");
     let both = || Stdio::from(out.try_clone().expect("a descriptor"));
