@@ -93,7 +93,7 @@ static DEFINITION: Definition = Definition {
         },
     ],
     machine: common::MACHINE,
-    repeats: [1, 7],
+    repeats: [1, 5],
     figures: &[
         Figure {
             title: "Dump",

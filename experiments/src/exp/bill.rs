@@ -25,7 +25,7 @@ pub(super) const AXES: &[Axis] = &[
         about: "memory of the process",
         kind: Kind::Size,
         quick: &["32M"],
-        full: &["256M", "1G"],
+        full: &["256M"],
     },
     common::PAGES,
     Axis {
@@ -40,7 +40,7 @@ pub(super) const AXES: &[Axis] = &[
         about: "how many of its pages it touches",
         kind: Kind::Count("%"),
         quick: &["10", "100"],
-        full: &["1", "10", "50", "100"],
+        full: &["1", "10", "100"],
     },
 ];
 
@@ -88,7 +88,7 @@ static DEFINITION: Definition = Definition {
         },
     ],
     machine: common::MACHINE,
-    repeats: [1, 5],
+    repeats: [1, 3],
     figures: &[
         by_share(
             "From the restore's start to the first answer",

@@ -57,7 +57,7 @@ static DEFINITION: Definition = Definition {
         cpus: 1,
         image: Some("containers"),
     },
-    repeats: [1, 5],
+    repeats: [1, 3],
     figures: &[
         Figure {
             title: "Checkpoint",

@@ -64,7 +64,7 @@ static DEFINITION: Definition = Definition {
         cpus: 1,
         image: Some("programs"),
     },
-    repeats: [1, 5],
+    repeats: [1, 3],
     figures: &[
         Figure {
             title: "Until each has answered, by the number of copies",

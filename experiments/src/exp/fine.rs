@@ -33,7 +33,7 @@ static DEFINITION: Definition = Definition {
             about: "data in Redis",
             kind: Kind::Size,
             quick: &["32M"],
-            full: &["64M", "256M", "1G"],
+            full: &["256M"],
         },
         Axis {
             name: "rate",
@@ -47,7 +47,7 @@ static DEFINITION: Definition = Definition {
             about: "milliseconds from the beginning of one snapshot to that of the next",
             kind: Kind::Count("ms"),
             quick: &["1000"],
-            full: &["500", "1000", "2000", "5000"],
+            full: &["1000", "5000"],
         },
         Axis {
             name: "seconds",

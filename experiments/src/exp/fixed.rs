@@ -39,7 +39,7 @@ static DEFINITION: Definition = Definition {
     systems: &[System::CriuTmpfs, System::Vascriu],
     metrics: &[common::DUMP, common::RESTORE, common::FROZEN],
     machine: common::MACHINE,
-    repeats: [1, 5],
+    repeats: [1, 3],
     figures: &[
         Figure {
             title: "Dump of a process with many",

@@ -46,7 +46,7 @@ static DEFINITION: Definition = Definition {
         },
     ],
     machine: common::MACHINE,
-    repeats: [1, 5],
+    repeats: [1, 3],
     figures: &[
         bill::by_share(
             "From the dump's start to the first answer",

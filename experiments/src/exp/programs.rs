@@ -36,7 +36,7 @@ static DEFINITION: Definition = Definition {
             about: "its data",
             kind: Kind::Size,
             quick: &["16M"],
-            full: &["16M", "64M", "256M"],
+            full: &["16M", "256M"],
         },
     ],
     systems: &[System::CriuTmpfs, System::Vascriu, System::VascriuStore],
@@ -60,7 +60,7 @@ static DEFINITION: Definition = Definition {
         cpus: 1,
         image: Some("programs"),
     },
-    repeats: [1, 5],
+    repeats: [1, 3],
     figures: &[
         Figure {
             title: "Dump",

@@ -34,7 +34,7 @@ static DEFINITION: Definition = Definition {
             about: "memory of the process",
             kind: Kind::Size,
             quick: &["16M"],
-            full: &["16M", "256M"],
+            full: &["256M"],
         },
         common::PAGES,
         Axis {
@@ -84,7 +84,7 @@ static DEFINITION: Definition = Definition {
         cpus: 1,
         image: None,
     },
-    repeats: [1, 5],
+    repeats: [1, 3],
     figures: &[
         Figure {
             title: "Steps in a second",

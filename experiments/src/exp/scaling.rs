@@ -70,7 +70,7 @@ static DEFINITION: Definition = Definition {
         cpus: 1,
         image: None,
     },
-    repeats: [2, 5],
+    repeats: [2, 3],
     figures: &[
         Figure {
             title: "Until all copies answer",

@@ -49,7 +49,7 @@ static DEFINITION: Definition = Definition {
         cpus: 1,
         image: None,
     },
-    repeats: [2, 7],
+    repeats: [2, 5],
     figures: &[
         common::by_size("Dump", "dump_ms"),
         common::by_size("Restore", "restore_ms"),

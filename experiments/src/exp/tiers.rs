@@ -43,7 +43,7 @@ static DEFINITION: Definition = Definition {
         },
     ],
     machine: common::MACHINE,
-    repeats: [1, 5],
+    repeats: [1, 3],
     figures: &[
         common::by_size("Restore", "restore_ms"),
         common::by_size("The memory step of the restore", "memory_restore_ms"),

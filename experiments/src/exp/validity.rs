@@ -46,7 +46,7 @@ static DEFINITION: Definition = Definition {
         common::FROZEN,
     ],
     machine: common::MACHINE,
-    repeats: [2, 7],
+    repeats: [2, 5],
     figures: &[
         figure("Dump", "dump_ms"),
         figure("Restore", "restore_ms"),
