@@ -371,7 +371,8 @@ TEST_F(vas, memory_that_others_need_goes_to_the_store)
 /* What is stored makes room for what is asked for. */
 TEST_F(vas, a_cold_one_takes_the_memory_of_another)
 {
-	const char *name = snap_name("wanted"), *other = snap_name("other");
+	char name[VAS_NAME_MAX];
+	const char *other;
 	ulong len;
 	int fd;
 
@@ -384,6 +385,7 @@ TEST_F(vas, a_cold_one_takes_the_memory_of_another)
 	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
 	target_kill(&self->t);
 	self->t = target_new();
+	strcpy(name, snap_name("wanted"));
 	ASSERT_EQ(0, drain_one(self->session, name, self->fd));
 	ASSERT_EQ(0, evict(self->fd, NULL));
 
@@ -395,6 +397,7 @@ TEST_F(vas, a_cold_one_takes_the_memory_of_another)
 	ASSERT_EQ(0, vas_capture(fd, self->t.pid, 0, NULL));
 	target_kill(&self->t);
 	self->t = target_new();
+	other = snap_name("other");
 	ASSERT_EQ(0, drain_one(self->session, other, fd));
 	EXPECT_EQ(VAS_STORE_STORED, store_state(fd));
 
