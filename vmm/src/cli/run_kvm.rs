@@ -135,6 +135,7 @@ impl Vm {
             console: ends,
             serial_output: Box::new(PanicWatch::new(log, panicked.clone())),
             serial_input: None,
+            metrics: Arc::default(),
         };
         let stop = EventFd::new(EFD_NONBLOCK).context("cannot make an event")?;
         let stop_in_vm = stop.try_clone().context("cannot make an event")?;

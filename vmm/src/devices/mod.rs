@@ -9,7 +9,7 @@ use std::io;
 
 use vmm_sys_util::eventfd::EventFd;
 
-pub use bus::{Bus, BusError};
+pub use bus::{Bus, BusError, BusMetrics};
 pub use log::BoundedLog;
 
 /// A device's interrupt line.
