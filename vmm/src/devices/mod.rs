@@ -10,7 +10,7 @@ use std::io;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use bus::{Bus, BusError, BusMetrics};
-pub use log::BoundedLog;
+pub use log::{BoundedLog, keep_newest};
 
 /// A device's interrupt line.
 pub trait Interrupt: Send + Sync {
