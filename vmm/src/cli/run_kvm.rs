@@ -19,12 +19,14 @@ use nix::sys::signalfd::SignalFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::backing::backing;
+use super::codes::Outcome;
 use super::console::{Console, Left};
 use super::exec::with_term;
 use super::guest::{is_interactive, run_in_guest, signals};
+use super::record::{CONSOLE_LOG, Cause, Hw, MONITOR_LOG, VSOCK};
 use super::run::{READY, Wanted};
-use super::vmdir::{Hw, VmDir};
-use super::{codes, note};
+use super::vmdir::{VmDir, Vms};
+use super::{monitor_log, note};
 use crate::sim::tail;
 
 /// The guest's vsock address.
@@ -39,44 +41,52 @@ const POWER_OFF: Duration = Duration::from_secs(60);
 pub(super) fn run(wanted: Wanted) -> Result<u8> {
     // Before any thread is started: all of them inherit it.
     let signals = signals()?;
-    let dir = VmDir::claim(&wanted.name)?;
+    let mut dir = Vms::open()?.claim(&wanted.name)?;
     let ram = backing(&wanted.args)?;
     let mut info = wanted.info(Hw::Kvm, None);
     if let RamBacking::Store { store, .. } = &ram {
         info.store = Some(store.path().to_owned());
     }
-    dir.describe(&info)?;
+    dir.clear()?;
+    monitor_log::keep(dir.path().join(MONITOR_LOG)).context("cannot make the monitor's log")?;
+    dir.describe(info)?;
+    let outcome = run_to_end(wanted, &dir, ram, &signals);
+    dir.end(Outcome::end_of(&outcome));
+    outcome.map(|outcome| outcome.code)
+}
+
+fn run_to_end(wanted: Wanted, dir: &VmDir, ram: RamBacking, signals: &SignalFd) -> Result<Outcome> {
     let login = wanted.args.command.is_empty() && !wanted.args.detached_child;
     let (console, ends) = login.then(Console::new).transpose()?.unzip();
-    let vm = Vm::start(&wanted, &dir, ram, ends)?;
+    let vm = Vm::start(&wanted, dir, ram, ends)?;
     if let Some(console) = console {
-        let left = console.run(&vm.ended, &signals)?;
-        return vm.leave(left);
+        return match console.run(&vm.ended, signals) {
+            Ok(left) => vm.leave(left),
+            Err(error) => vm.fail(error),
+        };
     }
     let timeout = Duration::from_secs(wanted.args.boot_timeout);
-    let session = match vm.connect(timeout, &signals) {
+    let session = match vm.connect(timeout, signals) {
         Connected::Session(session) => session,
         Connected::Failed(error) => {
-            vm.stop()?;
-            return Err(error).with_context(|| {
-                format!(
-                    "{} does not take commands (--boot-timeout {})",
-                    wanted.name, wanted.args.boot_timeout
-                )
-            });
+            return vm.fail(anyhow::Error::new(error).context(format!(
+                "{} does not take commands (--boot-timeout {})",
+                wanted.name, wanted.args.boot_timeout
+            )));
         }
         Connected::Left(left) => return vm.leave(left),
     };
     if wanted.args.detached_child {
         drop(session);
-        say_ready()?;
-        let left = vm.wait(&signals)?;
-        return vm.leave(left);
+        return match say_ready().and_then(|()| vm.wait(signals)) {
+            Ok(left) => vm.leave(left),
+            Err(error) => vm.fail(error),
+        };
     }
     let terminal = is_interactive();
     let mut exec = Exec::new(wanted.args.command);
     exec.env = with_term(terminal);
-    match run_in_guest(session, exec, terminal, &signals) {
+    match run_in_guest(session, exec, terminal, signals) {
         Ok(end) => vm.power_off(end),
         Err(error) => vm.lost(error),
     }
@@ -108,7 +118,7 @@ impl Vm {
         ram: RamBacking,
         ends: Option<ConsoleConfig>,
     ) -> Result<Self> {
-        let log_path = dir.path().join("console.log");
+        let log_path = dir.path().join(CONSOLE_LOG);
         let log = BoundedLog::create(&log_path, LOG_LIMIT)
             .with_context(|| format!("cannot create {}", log_path.display()))?;
         let panicked = Arc::new(AtomicBool::new(false));
@@ -116,7 +126,7 @@ impl Vm {
             path: path.clone(),
             read_only: true,
         });
-        let vsock = dir.path().join("vsock.sock");
+        let vsock = dir.path().join(VSOCK);
         let config = VmConfig {
             name: wanted.name.clone(),
             mem: wanted.args.mem,
@@ -213,15 +223,21 @@ impl Vm {
         }
     }
 
-    /// The exit code for a VM that ended by itself.
-    fn end(self) -> Result<u8> {
+    /// Ends it because of an error.
+    fn fail<T>(self, error: anyhow::Error) -> Result<T> {
+        self.stop()?;
+        Err(error)
+    }
+
+    /// It ended by itself.
+    fn end(self) -> Result<Outcome> {
         let (panicked, with_command) = (self.panicked.clone(), self.with_command);
         let log = self.log.clone();
         let reason = self.join()?;
         let panicked = panicked.load(Ordering::Relaxed);
-        let (code, text) = codes::of_end(reason, panicked, with_command);
-        if code != 0 {
-            note(text);
+        let outcome = Outcome::of_guest(reason, panicked, with_command);
+        if outcome.code != 0 {
+            note(&outcome.text);
         }
         if panicked {
             note(format!(
@@ -229,26 +245,27 @@ impl Vm {
                 tail(&log, LAST_WORDS)
             ));
         }
-        Ok(code)
+        Ok(outcome)
     }
 
-    fn leave(self, left: Left) -> Result<u8> {
+    fn leave(self, left: Left) -> Result<Outcome> {
         match left {
             Left::Ended => self.end(),
             Left::Escaped => {
                 self.stop()?;
-                Ok(0)
+                Ok(Outcome::new(Cause::Stopped, "stopped by Ctrl-A X", 0))
             }
             Left::Signal(number) => {
                 self.stop()?;
-                note(format!("stopped by signal {number}"));
-                Ok(128 + number)
+                let outcome = Outcome::of_signal(number);
+                note(&outcome.text);
+                Ok(outcome)
             }
         }
     }
 
     /// The command ended: the VM is of no more use.
-    fn power_off(self, end: CommandEnd) -> Result<u8> {
+    fn power_off(self, end: CommandEnd) -> Result<Outcome> {
         let asked = Session::connect_vsock(&self.vsock, VSOCK_PORT, POWER_OFF)
             .and_then(|session| session.shutdown(ShutdownKind::PowerOff));
         match asked {
@@ -263,21 +280,20 @@ impl Vm {
             Err(error) => tracing::debug!("no orderly power-off: {error}"),
         }
         self.stop()?;
-        Ok(end.exit_code())
+        let text = format!("its command ended: {end}");
+        Ok(Outcome::new(Cause::CommandEnded, text, end.exit_code()))
     }
 
     /// The session broke: because the VM ended, or for a reason of its own.
-    fn lost(self, error: ClientError) -> Result<u8> {
+    fn lost(self, error: ClientError) -> Result<Outcome> {
         if !matches!(error, ClientError::Link(_)) {
-            self.stop()?;
-            return Err(error.into());
+            return self.fail(error.into());
         }
         // The connection breaks a moment before the VM is gone.
         if self.wait_for_end(Duration::from_secs(5))? {
             return self.end();
         }
-        self.stop()?;
-        Err(error.into())
+        self.fail(error.into())
     }
 
     /// Waits for its end; false: it did not come in time.
@@ -294,8 +310,7 @@ fn say_ready() -> Result<()> {
     writeln!(stdout, "{READY}").and_then(|()| stdout.flush())?;
     let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
     nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&null)?;
-    Ok(())
+    monitor_log::leave_stderr().context("cannot write to the monitor's log")
 }
 
 enum Event {
