@@ -173,8 +173,10 @@ fn commands_to_vms_that_do_not_run_say_so() {
     ] {
         home.refuses(words, 125, &["no running VM named x", "mvasvm ls"]);
     }
-    let says = ["no VM named x, running or ended", "mvasvm ls --all"];
-    home.refuses(&["logs", "x"], 125, &says);
+    for words in [&["logs", "x"][..], &["metrics", "x"]] {
+        let says = ["no VM named x, running or ended", "mvasvm ls --all"];
+        home.refuses(words, 125, &says);
+    }
     let says = ["no ended VM named x", "mvasvm ls --all"];
     home.refuses(&["rm", "x"], 125, &says);
     assert!(home.run(&["rm", "--all"]).status.success());
@@ -312,7 +314,7 @@ fn doctor_says_in_its_exit_code_whether_vms_can_run() {
 fn every_command_has_help() {
     let home = Home::new();
     for command in [
-        "run", "exec", "cp", "ls", "stop", "kill", "rm", "logs", "doctor", "sim",
+        "run", "exec", "cp", "ls", "stop", "kill", "rm", "logs", "metrics", "doctor", "sim",
     ] {
         let output = home.run(&[command, "--help"]);
         assert!(output.status.success(), "{command}");

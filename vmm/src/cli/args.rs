@@ -34,6 +34,7 @@ pub(super) enum Command {
     Kill(KillArgs),
     Rm(RmArgs),
     Logs(LogsArgs),
+    Metrics(MetricsArgs),
     Snapshots(SnapshotsArgs),
     Store(StoreArgs),
     Doctor(DoctorArgs),
@@ -267,6 +268,22 @@ pub(super) struct LogsArgs {
     pub follow: bool,
 }
 
+/// Show what the monitor of a VM has counted
+///
+/// Of a VM that runs: now; of one that has ended: at its end, or, if its monitor was killed, at
+/// most 10 seconds before. docs/VMM.md says what each counter counts.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mvasvm metrics db
+  mvasvm metrics --json db | jq .snapshots.commits")]
+pub(super) struct MetricsArgs {
+    /// The VM
+    pub name: VmName,
+    /// As JSON: an object of objects of numbers
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Say what this host offers to microVMs, and what to do about what is missing
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -368,6 +385,8 @@ mod tests {
             "stop",
             "rm",
             "rm --all x",
+            "metrics",
+            "metrics a b",
             "sim",
             "sim --",
             "store",

@@ -14,7 +14,7 @@ use super::args::{KillArgs, LogsArgs, LsArgs, RmArgs, StopArgs};
 use super::record::{CONSOLE_LOG, Hw, MONITOR_LOG, VmInfo, seconds};
 use super::snapshots::text;
 use super::vmdir::{FoundVm, Vms};
-use super::{note, reach, record};
+use super::{metrics, note, reach, record};
 
 /// How long a killed monitor may take to be gone: it may have much memory to give back.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
@@ -88,6 +88,7 @@ pub(super) fn kill(args: &KillArgs) -> Result<u8> {
 
 fn end(vm: &FoundVm) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(vm.info.pid)?);
+    metrics::write_last(vm);
     // The lock says that this process lives and is the VM's monitor.
     if vm.lives()? {
         record::mark_killed(&vm.path);

@@ -9,6 +9,7 @@ mod disk;
 mod exec;
 mod guest;
 mod manage;
+mod metrics;
 mod monitor_log;
 pub(crate) mod paths;
 mod reach;
@@ -61,6 +62,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Kill(args) => manage::kill(&args),
         Command::Rm(args) => manage::rm(&args),
         Command::Logs(args) => manage::logs(&args),
+        Command::Metrics(args) => metrics::run(&args),
         Command::Snapshots(args) => snapshots::run(&args),
         Command::Store(args) => store::run(&args),
         Command::Doctor(args) => crate::doctor::run(args.json),

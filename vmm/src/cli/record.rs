@@ -14,8 +14,12 @@ const INFO: &str = "vm.json";
 pub(super) const CONSOLE_LOG: &str = "console.log";
 /// What the monitor said.
 pub(super) const MONITOR_LOG: &str = "monitor.log";
+/// The counters, as they were last written.
+pub(super) const METRICS: &str = "metrics.json";
 /// The way to the guest's agent.
 pub(super) const VSOCK: &str = "vsock.sock";
+/// Where a running VM tells its counters.
+pub(super) const STATS: &str = "stats.sock";
 /// Says that whoever kills the monitor is `mvasvm`, for the user.
 const KILLED: &str = "killed";
 
@@ -153,7 +157,7 @@ pub(super) fn close(folder: &Path, info: &VmInfo) -> io::Result<()> {
     for log in [CONSOLE_LOG, MONITOR_LOG] {
         absent_is_fine(keep_newest(&folder.join(log), LOG_KEPT))?;
     }
-    for gone in [VSOCK, KILLED] {
+    for gone in [VSOCK, STATS, KILLED] {
         absent_is_fine(fs::remove_file(folder.join(gone)))?;
     }
     // Last: who sees an end sees a whole record.

@@ -13,6 +13,7 @@ use mvas_agent::client::{ClientError, Session};
 use mvas_agent::protocol::{CommandEnd, Exec, ShutdownKind, VSOCK_PORT};
 use mvasvm::config::{ConsoleConfig, DiskConfig, RamBacking, VmConfig, VsockConfig};
 use mvasvm::devices::BoundedLog;
+use mvasvm::metrics::Metrics;
 use mvasvm::run::{ExitReason, RunError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
@@ -23,6 +24,7 @@ use super::codes::Outcome;
 use super::console::{Console, Left};
 use super::exec::with_term;
 use super::guest::{is_interactive, run_in_guest, signals};
+use super::metrics::MetricsServer;
 use super::record::{CONSOLE_LOG, Cause, Hw, MONITOR_LOG, VSOCK};
 use super::run::{READY, Wanted};
 use super::vmdir::{VmDir, Vms};
@@ -49,16 +51,26 @@ pub(super) fn run(wanted: Wanted) -> Result<u8> {
     }
     dir.clear()?;
     monitor_log::keep(dir.path().join(MONITOR_LOG)).context("cannot make the monitor's log")?;
+    let metrics = Arc::<Metrics>::default();
+    let server = MetricsServer::start(dir.path(), metrics.clone())
+        .context("cannot serve the VM's counters")?;
     dir.describe(info)?;
-    let outcome = run_to_end(wanted, &dir, ram, &signals);
+    let outcome = run_to_end(wanted, &dir, ram, metrics, &signals);
+    drop(server);
     dir.end(Outcome::end_of(&outcome));
     outcome.map(|outcome| outcome.code)
 }
 
-fn run_to_end(wanted: Wanted, dir: &VmDir, ram: RamBacking, signals: &SignalFd) -> Result<Outcome> {
+fn run_to_end(
+    wanted: Wanted,
+    dir: &VmDir,
+    ram: RamBacking,
+    metrics: Arc<Metrics>,
+    signals: &SignalFd,
+) -> Result<Outcome> {
     let login = wanted.args.command.is_empty() && !wanted.args.detached_child;
     let (console, ends) = login.then(Console::new).transpose()?.unzip();
-    let vm = Vm::start(&wanted, dir, ram, ends)?;
+    let vm = Vm::start(&wanted, dir, ram, ends, metrics)?;
     if let Some(console) = console {
         return match console.run(&vm.ended, signals) {
             Ok(left) => vm.leave(left),
@@ -117,6 +129,7 @@ impl Vm {
         dir: &VmDir,
         ram: RamBacking,
         ends: Option<ConsoleConfig>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let log_path = dir.path().join(CONSOLE_LOG);
         let log = BoundedLog::create(&log_path, LOG_LIMIT)
@@ -145,7 +158,7 @@ impl Vm {
             console: ends,
             serial_output: Box::new(PanicWatch::new(log, panicked.clone())),
             serial_input: None,
-            metrics: Arc::default(),
+            metrics,
         };
         let stop = EventFd::new(EFD_NONBLOCK).context("cannot make an event")?;
         let stop_in_vm = stop.try_clone().context("cannot make an event")?;

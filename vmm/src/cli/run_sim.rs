@@ -15,7 +15,7 @@ use nix::unistd::Uid;
 use super::args::{DEFAULT_SIM_CPUS, GrantArg};
 use super::codes::Outcome;
 use super::guest::{is_interactive, run_in_guest, signals};
-use super::record::{self, CONSOLE_LOG, Cause, End, Hw, MONITOR_LOG};
+use super::record::{self, CONSOLE_LOG, Cause, End, Hw, METRICS, MONITOR_LOG};
 use super::run::Wanted;
 use super::sim::{default_mem, environment};
 use super::vmdir::Vms;
@@ -85,14 +85,14 @@ fn run_on(
     })
 }
 
-/// Takes the VM's record from the simulated host, before that goes: logs to its
+/// Takes the VM's record from the simulated host, before that goes: logs and counters to its
 /// folder here, and how it ended.
 fn take_record(sim: &Path, name: &VmName, folder: &Path) -> Result<End> {
     let there = paths::runtime_path(None, Uid::from_raw(0)).join(name.as_str());
     let channel = reach::channel(sim)?;
     let copy = channel
         .with(|session| session.copy_out(there.as_os_str(), &sim.join("record"), &mut |_, _| ()))?;
-    for file in [CONSOLE_LOG, MONITOR_LOG] {
+    for file in [CONSOLE_LOG, MONITOR_LOG, METRICS] {
         // One that failed early has not all of them.
         if copy.join(file).exists() {
             fs::rename(copy.join(file), folder.join(file))?;

@@ -1,6 +1,8 @@
 //! What remains of a VM, however it ended.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -141,7 +143,7 @@ fn signal(child: &Child, signal: Signal) {
 }
 
 #[test]
-fn a_vm_that_powered_off_keeps_its_log_and_its_end() {
+fn a_vm_that_powered_off_keeps_its_log_its_end_and_its_counters() {
     let home = Home::new();
     assert_eq!(home.run("box", &says("hello\n", POWER_OFF)), Some(119));
     let end = home.end();
@@ -155,6 +157,15 @@ fn a_vm_that_powered_off_keeps_its_log_and_its_end() {
     assert!(
         monitor.contains("mvasvm: the guest powered off\n"),
         "{monitor}"
+    );
+    let metrics = home.json(&["metrics", "--json", "box"]);
+    // Six letters and the power-off.
+    assert_eq!(metrics["vcpus"]["pio"], 7, "{metrics}");
+    let table = home.good(&["metrics", "box"]);
+    assert!(
+        table
+            .lines()
+            .any(|line| line.starts_with("vcpus.pio ") && line.ends_with(" 7"))
     );
     assert_eq!(home.ram_files(), 0);
     for words in [
@@ -206,9 +217,11 @@ fn a_monitor_that_failed_keeps_its_error() {
 }
 
 #[test]
-fn a_killed_monitor_keeps_its_log_and_its_memory_comes_back() {
+fn a_killed_monitor_keeps_log_and_counters_and_its_memory_comes_back() {
     let home = Home::new();
     let child = home.spin("box");
+    let running = home.json(&["metrics", "--json", "box"]);
+    assert_eq!(running["vcpus"]["pio"], 1, "{running}");
     assert_eq!(home.ram_files(), 1);
     signal(&child, Signal::SIGKILL);
     exit_code(child);
@@ -217,21 +230,29 @@ fn a_killed_monitor_keeps_its_log_and_its_memory_comes_back() {
     assert_eq!(end.get("exit_code"), None);
     assert_eq!(home.ram_files(), 0);
     assert_eq!(home.good(&["logs", "box"]), "s");
+    assert_eq!(home.json(&["metrics", "--json", "box"]), running);
 }
 
 #[test]
-fn a_vm_that_the_user_killed_says_so() {
+fn a_vm_that_the_user_killed_says_so_and_has_its_last_counters() {
     let home = Home::new();
     let child = home.spin("box");
     home.good(&["kill", "box"]);
     assert_eq!(exit_code(child), None);
     assert_eq!(home.end()["cause"], "killed");
+    assert_eq!(home.json(&["metrics", "--json", "box"])["vcpus"]["pio"], 1);
     let mut left: Vec<_> = fs::read_dir(home.folder("box"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     left.sort();
-    let record = ["console.log", "lock", "monitor.log", "vm.json"];
+    let record = [
+        "console.log",
+        "lock",
+        "metrics.json",
+        "monitor.log",
+        "vm.json",
+    ];
     assert_eq!(left, record);
 }
 
@@ -286,4 +307,23 @@ fn records_are_removed_and_living_vms_are_not() {
     home.good(&["rm", "living"]);
     assert!(!home.folder("living").exists());
     assert!(home.bad(&["logs", "living"]).contains("no VM named living"));
+}
+
+#[test]
+fn clients_that_hang_keep_nobody_from_a_vms_counters() {
+    let home = Home::new();
+    let child = home.spin("box");
+    let socket = home.folder("box").join("stats.sock");
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // They take nothing, say nothing, and do not leave.
+    let hanging: Vec<_> = (0..100)
+        .map(|_| UnixStream::connect(&socket).unwrap())
+        .collect();
+    for _ in 0..3 {
+        assert_eq!(home.json(&["metrics", "--json", "box"])["vcpus"]["pio"], 1);
+    }
+    signal(&child, Signal::SIGTERM);
+    assert_eq!(exit_code(child), Some(143));
+    drop(hanging);
 }
