@@ -13,7 +13,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::unistd::Uid;
 
 use super::args::{DEFAULT_SIM_CPUS, GrantArg};
-use super::codes::Outcome;
+use super::codes::{self, Outcome};
 use super::guest::{is_interactive, run_in_guest, signals};
 use super::record::{self, CONSOLE_LOG, Cause, End, Hw, METRICS, MONITOR_LOG};
 use super::run::Wanted;
@@ -74,13 +74,18 @@ fn run_on(
         .map_err(|error| host.explain(error))?;
     let recorded = take_record(host.dir(), &wanted.name, folder);
     host.stop();
+    let code = end.exit_code();
     Ok(match recorded {
-        Ok(there) => Outcome::new(there.cause, there.text, end.exit_code()),
+        Ok(there) => Outcome::new(there.cause, there.text, code),
+        // It may have been refused there before there was anything to record.
         Err(error) => {
-            // It may have been refused there before there was anything to record.
-            tracing::debug!("no record of the VM in the simulated host: {error:#}");
-            let text = format!("mvasvm in the simulated host: {end}");
-            Outcome::new(Cause::Failed, text, end.exit_code())
+            let cause = match code {
+                codes::FAILED | codes::USAGE => Cause::Failed,
+                _ => Cause::CommandEnded,
+            };
+            let text =
+                format!("mvasvm ended in the simulated host ({end}), without a record: {error:#}");
+            Outcome::new(cause, text, code)
         }
     })
 }

@@ -63,6 +63,8 @@ fn those_that_ended_last_are_kept_and_every_living_one() {
     assert_eq!((kept[0].as_str(), kept[1].as_str()), ("a", "vm04"));
     assert_eq!(kept.last().map(String::as_str), Some("z"));
     assert_eq!(fs::read_dir(&vms.dir).expect("ls").count(), KEPT + 2 + 1);
+    let docs = include_str!("../../../../docs/VMM.md");
+    assert!(docs.contains(&format!("The {KEPT} records that ended last")));
 }
 
 /// A name that is claimed for a new VM while its record is the oldest.
@@ -135,13 +137,13 @@ fn those_who_look_are_not_taken_for_monitors() {
             scope.spawn(|| {
                 let ended = vms.find(&name("ended")).expect("a record");
                 let again = vms.find(&name("again")).expect("a record");
-                for _ in 0..2000 {
+                for _ in 0..1000 {
                     assert!(!ended.lives().expect("its lock"), "nobody has it");
                     again.lives().expect("its lock");
                 }
             });
         }
-        for _ in 0..1000 {
+        for _ in 0..400 {
             // Refused, if a look were an owner.
             drop(vms.claim(&name("again")).expect("a free name"));
         }
