@@ -6,11 +6,14 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use mvas_host::server::Grant;
 use mvas_host::store::Store;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::metrics::Metrics;
 
 /// Why a value given for a microVM cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -245,6 +248,8 @@ pub struct VmConfig {
     pub serial_output: Box<dyn Write + Send>,
     /// Bytes for `ttyS0` to read, if any (a pipe, terminal or socket).
     pub serial_input: Option<File>,
+    /// Where the VM's parts put their counters while it is made.
+    pub metrics: Arc<Metrics>,
 }
 
 #[cfg(test)]

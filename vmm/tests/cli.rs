@@ -53,7 +53,10 @@ impl Home {
         assert!(output.stdout.is_empty(), "{words:?}");
         let left = self.0.path().join("mvas");
         let left: Vec<_> = fs::read_dir(left).into_iter().flatten().flatten().collect();
-        let left = left.iter().filter(|entry| entry.file_name() != ".sim");
+        let own = [".sim", ".lock"];
+        let left = left
+            .iter()
+            .filter(|e| !own.iter().any(|own| e.file_name() == *own));
         assert_eq!(left.count(), 0, "{words:?} left something");
     }
 }
@@ -120,11 +123,19 @@ fn files_that_are_no_kernel_are_refused() {
     ] {
         let kernel = home.file(name, content);
         let words = ["run", "--hw", "kvm", "--kernel", &kernel, "--image", &image];
-        home.refuses(
-            &[&words[..], &["--", "true"]].concat(),
-            125,
-            &[kernel_or_kvm(&kernel)],
-        );
+        // What came of it stays as the record of a VM, until that is removed.
+        let output = home.run(&[&words[..], &["--name", name, "--", "true"]].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{stderr}");
+        assert!(stderr.contains(kernel_or_kvm(&kernel)), "{stderr}");
+        let list = home.run(&["ls", "--all", "--json"]);
+        let list: serde_json::Value = serde_json::from_slice(&list.stdout).expect("JSON");
+        assert_eq!(list[0]["end"]["cause"], "failed", "{list}");
+        assert_eq!(list[0]["end"]["exit_code"], 125, "{list}");
+        let text = list[0]["end"]["text"].as_str().expect("words");
+        assert!(text.contains(kernel_or_kvm(&kernel)), "{text}");
+        assert!(home.run(&["rm", name]).status.success());
+        home.refuses(&["rm", name], 125, &["no ended VM"]);
     }
 }
 
@@ -159,10 +170,16 @@ fn commands_to_vms_that_do_not_run_say_so() {
         &["cp", "x:/a", "b"],
         &["stop", "x"],
         &["kill", "x"],
-        &["logs", "x"],
     ] {
         home.refuses(words, 125, &["no running VM named x", "mvasvm ls"]);
     }
+    for words in [&["logs", "x"][..], &["metrics", "x"]] {
+        let says = ["no VM named x, running or ended", "mvasvm ls --all"];
+        home.refuses(words, 125, &says);
+    }
+    let says = ["no ended VM named x", "mvasvm ls --all"];
+    home.refuses(&["rm", "x"], 125, &says);
+    assert!(home.run(&["rm", "--all"]).status.success());
     home.refuses(&["cp", "a", "b"], 125, &["NAME:PATH"]);
     home.refuses(&["cp", "x:a", "y:b"], 125, &["both"]);
 }
@@ -297,7 +314,7 @@ fn doctor_says_in_its_exit_code_whether_vms_can_run() {
 fn every_command_has_help() {
     let home = Home::new();
     for command in [
-        "run", "exec", "cp", "ls", "stop", "kill", "logs", "doctor", "sim",
+        "run", "exec", "cp", "ls", "stop", "kill", "rm", "logs", "metrics", "doctor", "sim",
     ] {
         let output = home.run(&[command, "--help"]);
         assert!(output.status.success(), "{command}");

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Serialize, Serializer};
+
 /// A number that only grows.
 #[derive(Default)]
 pub struct Count(AtomicU64);
@@ -30,8 +32,14 @@ impl fmt::Debug for Count {
     }
 }
 
-/// Counters of one VM's server.
-#[derive(Debug, Default)]
+impl Serialize for Count {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.get())
+    }
+}
+
+/// Counters of one VM's server; `docs/VMM.md` lists them under `snapshots`.
+#[derive(Debug, Default, Serialize)]
 pub struct ServerMetrics {
     /// Blocks that became blocks of a draft.
     pub published: Count,

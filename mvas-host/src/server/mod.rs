@@ -70,7 +70,7 @@ pub struct Server {
     populate: bool,
     handles: Mutex<Handles>,
     view: Mutex<View>,
-    metrics: ServerMetrics,
+    metrics: Arc<ServerMetrics>,
 }
 
 /// What the guest sees.
@@ -101,12 +101,12 @@ impl Server {
             view: Mutex::new(View {
                 table: BlockTable::new(config.ram),
             }),
-            metrics: ServerMetrics::default(),
+            metrics: Arc::default(),
         }
     }
 
     /// Its counters.
-    pub fn metrics(&self) -> &ServerMetrics {
+    pub fn metrics(&self) -> &Arc<ServerMetrics> {
         &self.metrics
     }
 

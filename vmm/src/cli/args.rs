@@ -32,7 +32,9 @@ pub(super) enum Command {
     Ls(LsArgs),
     Stop(StopArgs),
     Kill(KillArgs),
+    Rm(RmArgs),
     Logs(LogsArgs),
+    Metrics(MetricsArgs),
     Snapshots(SnapshotsArgs),
     Store(StoreArgs),
     Doctor(DoctorArgs),
@@ -189,11 +191,17 @@ pub(super) struct CpArgs {
 }
 
 /// List the running VMs
+///
+/// With --all also the 16 that ended last, and how each of them ended.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   mvasvm ls
-  mvasvm ls --json | jq '.[].name'")]
+  mvasvm ls --json | jq '.[].name'
+  mvasvm ls --all --json | jq '.[] | select(.end.cause == \"guest-panic\").name'")]
 pub(super) struct LsArgs {
+    /// Those that have ended, too
+    #[arg(short, long)]
+    pub all: bool,
     /// As JSON, with everything that is known
     #[arg(long)]
     pub json: bool,
@@ -226,17 +234,54 @@ pub(super) struct KillArgs {
     pub names: Vec<VmName>,
 }
 
-/// Show the kernel log of a running VM
+/// Remove what is kept of VMs that have ended
+///
+/// That is how they ended, their logs and their counters. Of several VMs, all are removed, or
+/// none.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mvasvm rm db
+  mvasvm rm --all")]
+pub(super) struct RmArgs {
+    /// The VMs
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub names: Vec<VmName>,
+    /// All that have ended
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// Show the kernel log of a VM that runs or has ended
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   mvasvm logs db
-  mvasvm logs -f db")]
+  mvasvm logs -f db
+  mvasvm logs --monitor db")]
 pub(super) struct LogsArgs {
     /// The VM
     pub name: VmName,
+    /// What its monitor said, instead of its kernel
+    #[arg(long)]
+    pub monitor: bool,
     /// Go on until the VM ends
     #[arg(short, long)]
     pub follow: bool,
+}
+
+/// Show what the monitor of a VM has counted
+///
+/// Of a VM that runs: now; of one that has ended: at its end, or, if its monitor was killed, at
+/// most 10 seconds before. docs/VMM.md says what each counter counts.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mvasvm metrics db
+  mvasvm metrics --json db | jq .snapshots.commits")]
+pub(super) struct MetricsArgs {
+    /// The VM
+    pub name: VmName,
+    /// As JSON: an object of objects of numbers
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Say what this host offers to microVMs, and what to do about what is missing
@@ -338,6 +383,10 @@ mod tests {
             "exec vm -e =x -- true",
             "cp a",
             "stop",
+            "rm",
+            "rm --all x",
+            "metrics",
+            "metrics a b",
             "sim",
             "sim --",
             "store",

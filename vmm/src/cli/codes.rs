@@ -1,9 +1,11 @@
 //! Exit codes. What a command in a guest returns passes through, so codes of our own lie
 //! where shells and Docker have theirs, and just below.
 
-use anyhow::Error;
+use anyhow::{Error, Result};
 use mvas_agent::client::ClientError;
 use mvasvm::run::ExitReason;
+
+use super::record::{Cause, End};
 
 /// The command line makes no sense.
 pub(super) const USAGE: u8 = 2;
@@ -38,20 +40,49 @@ pub(super) fn of(error: &Error) -> u8 {
         .map_or(FAILED, ClientError::exit_code)
 }
 
-/// The exit code for the way a VM ended, and what to say about it.
-pub(super) fn of_end(reason: ExitReason, panicked: bool, with_command: bool) -> (u8, String) {
-    let code = match reason {
-        _ if panicked => PANIC,
-        ExitReason::PowerOff if with_command => POWERED_OFF,
-        ExitReason::PowerOff => 0,
-        ExitReason::Reset => RESET,
-        ExitReason::TripleFault => TRIPLE_FAULT,
-        ExitReason::Stopped => FAILED,
-    };
-    if panicked {
-        (code, "the guest's kernel panicked".to_owned())
-    } else {
-        (code, reason.to_string())
+/// How a VM ended, for its record, and the exit code for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub cause: Cause,
+    pub text: String,
+    pub code: u8,
+}
+
+impl Outcome {
+    pub fn new(cause: Cause, text: impl Into<String>, code: u8) -> Self {
+        let text = text.into();
+        Self { cause, text, code }
+    }
+
+    /// The VM ended by itself.
+    pub fn of_guest(reason: ExitReason, panicked: bool, with_command: bool) -> Self {
+        let (cause, code) = match reason {
+            _ if panicked => (Cause::GuestPanic, PANIC),
+            ExitReason::PowerOff if with_command => (Cause::PoweredOff, POWERED_OFF),
+            ExitReason::PowerOff => (Cause::PoweredOff, 0),
+            ExitReason::Reset => (Cause::Reset, RESET),
+            ExitReason::TripleFault => (Cause::TripleFault, TRIPLE_FAULT),
+            ExitReason::Stopped => (Cause::Failed, FAILED),
+        };
+        let text = match panicked {
+            true => "the guest's kernel panicked".to_owned(),
+            false => reason.to_string(),
+        };
+        Self { cause, text, code }
+    }
+
+    /// A signal ended it.
+    pub fn of_signal(number: u8) -> Self {
+        let text = format!("stopped by signal {number}");
+        Self::new(Cause::Stopped, text, 128 + number)
+    }
+
+    /// What the record says of a run that gave this outcome.
+    pub fn end_of(outcome: &Result<Self>) -> End {
+        match outcome {
+            Ok(outcome) => End::new(outcome.cause, &outcome.text, Some(outcome.code)),
+            Err(error) => End::new(Cause::Failed, one_line(error), Some(of(error))),
+        }
     }
 }
 

@@ -10,7 +10,8 @@ use anyhow::{Result, bail};
 use mvasvm::config::VmName;
 
 use super::args::CpArgs;
-use super::{reach, vmdir};
+use super::reach;
+use super::vmdir::Vms;
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,11 +26,11 @@ pub(super) fn run(args: &CpArgs) -> Result<u8> {
     let mut show = |done, total| progress.show(done, total);
     match (source, dest) {
         (Place::Here(source), Place::Guest(name, dest)) => {
-            let session = reach::agent(&vmdir::find(&name)?)?;
+            let session = reach::agent(&Vms::open()?.running(&name)?)?;
             session.copy_in(source, dest, &mut show)?;
         }
         (Place::Guest(name, source), Place::Here(dest)) => {
-            let session = reach::agent(&vmdir::find(&name)?)?;
+            let session = reach::agent(&Vms::open()?.running(&name)?)?;
             session.copy_out(source, dest, &mut show)?;
         }
         (Place::Here(_), Place::Here(_)) => {

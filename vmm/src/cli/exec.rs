@@ -7,11 +7,12 @@ use mvas_agent::protocol::{Exec, OsText};
 
 use super::args::ExecArgs;
 use super::guest::{run_in_guest, signals};
-use super::{reach, vmdir};
+use super::reach;
+use super::vmdir::Vms;
 
 pub(super) fn run(args: ExecArgs) -> Result<u8> {
     let signals = signals()?;
-    let vm = vmdir::find(&args.name)?;
+    let vm = Vms::open()?.running(&args.name)?;
     let session = reach::agent(&vm)?;
     let mut exec = Exec::new(args.command);
     exec.env = with_term(args.tty);

@@ -1,36 +1,37 @@
-//! `mvasvm ls`, `stop`, `kill` and `logs`.
+//! `mvasvm ls`, `stop`, `kill`, `rm` and `logs`.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::AsFd;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use mvas_agent::client::ExecIo;
-use mvas_agent::protocol::{Exec, ShutdownKind};
+use mvas_agent::protocol::ShutdownKind;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-use super::args::{KillArgs, LogsArgs, LsArgs, StopArgs};
-use super::vmdir::{self, FoundVm, Hw, VmInfo};
-use super::{guest, note, reach};
-use crate::sim::init::MVASVM;
+use super::args::{KillArgs, LogsArgs, LsArgs, RmArgs, StopArgs};
+use super::record::{CONSOLE_LOG, Hw, MONITOR_LOG, VmInfo, seconds};
+use super::snapshots::text;
+use super::vmdir::{FoundVm, Vms};
+use super::{metrics, note, reach, record};
 
 /// How long a killed monitor may take to be gone: it may have much memory to give back.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn ls(args: &LsArgs) -> Result<u8> {
-    let infos: Vec<VmInfo> = vmdir::all()?.into_iter().map(|vm| vm.info).collect();
+    let infos = Vms::open()?.all()?.into_iter();
+    let infos = infos.filter(|vm| args.all || vm.runs()).map(|vm| vm.info);
+    let infos: Vec<VmInfo> = infos.collect();
     let mut out = io::stdout().lock();
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &infos)?;
-        writeln!(out)?;
+        text::json(&mut out, &infos)?;
         return Ok(0);
     }
+    let end = if args.all { "         END" } else { "" };
     writeln!(
         out,
-        "{:<20} {:>8}  {:<4} {:>8} {:>4}  UP",
+        "{:<20} {:>8}  {:<4} {:>8} {:>4}  UP{end}",
         "NAME", "PID", "HW", "MEM", "CPUS"
     )?;
     for info in infos {
@@ -40,31 +41,35 @@ pub(super) fn ls(args: &LsArgs) -> Result<u8> {
         };
         let mem = format!("{}M", info.mem_bytes >> 20);
         let up = up_time(&info);
-        writeln!(
-            out,
-            "{:<20} {:>8}  {hw:<4} {mem:>8} {:>4}  {up}",
+        // An error may be a whole log: its first line tells most.
+        let end = info.end.as_ref().map(|end| end.text.lines().next());
+        let end = end.flatten().map(text::shown).unwrap_or_default();
+        let line = format!(
+            "{:<20} {:>8}  {hw:<4} {mem:>8} {:>4}  {up:<9}  {end}",
             info.name, info.pid, info.cpus
-        )?;
+        );
+        writeln!(out, "{}", line.trim_end())?;
     }
     Ok(0)
 }
 
+/// How long it has been running, or did.
 fn up_time(info: &VmInfo) -> String {
-    let started = SystemTime::UNIX_EPOCH + Duration::from_secs(info.started);
-    let seconds = started.elapsed().map_or(0, |up| up.as_secs());
+    let until = info.end.as_ref().map_or_else(seconds, |end| end.at);
+    let seconds = until.saturating_sub(info.started);
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
     format!("{hours}:{minutes:02}:{:02}", seconds % 60)
 }
 
 pub(super) fn stop(args: &StopArgs) -> Result<u8> {
     for name in &args.names {
-        let vm = vmdir::find(name)?;
+        let vm = Vms::open()?.running(name)?;
         let deadline = Instant::now() + Duration::from_secs(args.timeout);
         let asked =
             reach::agent(&vm).and_then(|session| Ok(session.shutdown(ShutdownKind::PowerOff)?));
         if let Err(error) = asked {
             note(format!("{name} cannot be asked to power off: {error:#}"));
-        } else if wait_gone(&vm, deadline) {
+        } else if wait_gone(&vm, deadline)? {
             continue;
         } else {
             note(format!("{name} did not power off in time: ending it"));
@@ -76,48 +81,70 @@ pub(super) fn stop(args: &StopArgs) -> Result<u8> {
 
 pub(super) fn kill(args: &KillArgs) -> Result<u8> {
     for name in &args.names {
-        end(&vmdir::find(name)?)?;
+        end(&Vms::open()?.running(name)?)?;
     }
     Ok(0)
 }
 
 fn end(vm: &FoundVm) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(vm.info.pid)?);
+    metrics::write_last(vm);
     // The lock says that this process lives and is the VM's monitor.
-    if vm.lives() {
+    if vm.lives()? {
+        record::mark_killed(&vm.path);
         match signal::kill(pid, Signal::SIGKILL) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
             Err(e) => return Err(e).with_context(|| format!("cannot kill process {pid}")),
         }
     }
-    if !wait_gone(vm, Instant::now() + KILL_PATIENCE) {
+    if !wait_gone(vm, Instant::now() + KILL_PATIENCE)? {
         bail!("process {pid} of {} does not go away", vm.info.name);
     }
-    // Its folder is removed by whoever finds it: us. So is its simulated host's.
-    vmdir::all()?;
+    // Its end is written by whoever finds it: us. So is its simulated host's folder removed.
+    Vms::open()?.all()?;
     crate::sim::remove_stale()
 }
 
-fn wait_gone(vm: &FoundVm, deadline: Instant) -> bool {
-    while vm.lives() {
+fn wait_gone(vm: &FoundVm, deadline: Instant) -> Result<bool> {
+    while vm.lives()? {
         if Instant::now() >= deadline {
-            return false;
+            return Ok(false);
         }
         thread::sleep(Duration::from_millis(20));
     }
-    true
+    Ok(true)
+}
+
+pub(super) fn rm(args: &RmArgs) -> Result<u8> {
+    let vms = Vms::open()?;
+    match args.all {
+        true => vms.remove_ended()?,
+        false => vms.remove(&args.names)?,
+    }
+    Ok(0)
 }
 
 pub(super) fn logs(args: &LogsArgs) -> Result<u8> {
-    let vm = vmdir::find(&args.name)?;
-    if let Some(sim) = &vm.info.sim {
-        return logs_in(sim, args);
+    let vm = Vms::open()?.find(&args.name)?;
+    if vm.runs()
+        && let Some(sim) = &vm.info.sim
+    {
+        let mut words = vec!["logs".to_owned(), args.name.to_string()];
+        words.extend(args.follow.then(|| "--follow".to_owned()));
+        words.extend(args.monitor.then(|| "--monitor".to_owned()));
+        return reach::run_there(sim, words);
     }
-    let path = vm.path.join("console.log");
-    let mut file = File::open(&path).with_context(|| path.display().to_string())?;
+    let log = if args.monitor {
+        MONITOR_LOG
+    } else {
+        CONSOLE_LOG
+    };
+    let path = vm.path.join(log);
+    let mut file = File::open(&path)
+        .with_context(|| format!("there is no log {} of {}", path.display(), args.name))?;
     let mut out = io::stdout().lock();
     loop {
-        let ended = !vm.lives();
+        let ended = !vm.lives()?;
         // The log keeps its newest half when it is full.
         if file.metadata()?.len() < file.stream_position()? {
             file.rewind()?;
@@ -129,20 +156,4 @@ pub(super) fn logs(args: &LogsArgs) -> Result<u8> {
         }
         thread::sleep(Duration::from_millis(100));
     }
-}
-
-/// The log of a VM in a simulated host: the same command there.
-fn logs_in(sim: &std::path::Path, args: &LogsArgs) -> Result<u8> {
-    let signals = guest::signals()?;
-    let mut argv = vec![MVASVM.to_owned(), "logs".to_owned(), args.name.to_string()];
-    argv.extend(args.follow.then(|| "--follow".to_owned()));
-    let (stdout, stderr) = (io::stdout(), io::stderr());
-    let io = ExecIo {
-        stdin: None,
-        stdout: stdout.as_fd(),
-        stderr: stderr.as_fd(),
-        signals: Some(&signals),
-    };
-    let end = reach::channel(sim)?.with(|session| session.exec(Exec::new(argv), &io))?;
-    Ok(end.exit_code())
 }

@@ -9,8 +9,11 @@ mod disk;
 mod exec;
 mod guest;
 mod manage;
+mod metrics;
+mod monitor_log;
 pub(crate) mod paths;
 mod reach;
+mod record;
 mod run;
 mod run_kvm;
 mod run_sim;
@@ -39,7 +42,7 @@ pub(crate) fn main() -> ExitCode {
             };
         }
     };
-    start_log();
+    monitor_log::start();
     match run(cli.command) {
         Ok(code) => code.into(),
         Err(error) => {
@@ -57,7 +60,9 @@ fn run(command: Command) -> Result<u8> {
         Command::Ls(args) => manage::ls(&args),
         Command::Stop(args) => manage::stop(&args),
         Command::Kill(args) => manage::kill(&args),
+        Command::Rm(args) => manage::rm(&args),
         Command::Logs(args) => manage::logs(&args),
+        Command::Metrics(args) => metrics::run(&args),
         Command::Snapshots(args) => snapshots::run(&args),
         Command::Store(args) => store::run(&args),
         Command::Doctor(args) => crate::doctor::run(args.json),
@@ -68,21 +73,7 @@ fn run(command: Command) -> Result<u8> {
     }
 }
 
-/// One line for the user. Nobody may be there to read it: that is no error.
+/// One line for the user.
 pub(crate) fn note(text: impl std::fmt::Display) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "mvasvm: {text}");
-}
-
-/// Warnings go to standard error; `MVAS_LOG=debug` asks for more.
-fn start_log() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("MVAS_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .log_internal_errors(false)
-        .init();
+    monitor_log::say(format!("mvasvm: {text}\n").as_bytes());
 }

@@ -32,7 +32,7 @@ pub(crate) fn runtime_dir() -> Result<PathBuf> {
 
 /// `$XDG_RUNTIME_DIR/mvas`; without it (not everybody who runs has logged in) root's is
 /// `/run/mvas`, and others' `/tmp/mvas-UID`.
-fn runtime_path(asked: Option<PathBuf>, user: Uid) -> PathBuf {
+pub(super) fn runtime_path(asked: Option<PathBuf>, user: Uid) -> PathBuf {
     match asked {
         Some(dir) => dir.join("mvas"),
         None if user.is_root() => PathBuf::from("/run/mvas"),

@@ -14,7 +14,8 @@ use mvas_agent::client::{ClientError, ExecIo, Session};
 use mvas_agent::protocol::{CommandEnd, Exec, VSOCK_PORT};
 use mvasvm::config::VmName;
 
-use super::vmdir::{self, FoundVm};
+use super::guest;
+use super::vmdir::{FoundVm, Vms};
 use crate::sim::channels::{Channel, Channels};
 use crate::sim::init::MVASVM;
 
@@ -36,6 +37,21 @@ pub(super) fn channel(sim: &Path) -> Result<Channel> {
         Some(channel) => Ok(channel),
         None => bail!("the simulated host does not answer, or all of its channels are in use"),
     }
+}
+
+/// Runs `mvasvm WORDS` in a simulated host, with this process's outputs and signals.
+pub(super) fn run_there(sim: &Path, words: Vec<String>) -> Result<u8> {
+    let signals = guest::signals()?;
+    let (stdout, stderr) = (io::stdout(), io::stderr());
+    let io = ExecIo {
+        stdin: None,
+        stdout: stdout.as_fd(),
+        stderr: stderr.as_fd(),
+        signals: Some(&signals),
+    };
+    let argv = std::iter::once(MVASVM.to_owned()).chain(words);
+    let end = channel(sim)?.with(|session| session.exec(Exec::new(argv), &io))?;
+    Ok(end.exit_code())
 }
 
 /// A stream to the agent of a VM in a simulated host: `mvasvm relay` there is its other end.
@@ -70,7 +86,7 @@ fn through(sim: &Path, name: &str) -> Result<OwnedFd, ClientError> {
 /// `mvasvm relay`: bytes between standard input and output and the agent, until one of them
 /// ends.
 pub(super) fn relay(name: &VmName) -> Result<u8> {
-    let vm = vmdir::find(name)?;
+    let vm = Vms::open()?.running(name)?;
     let stream = mvas_agent::client::vsock_stream(&vm.vsock(), VSOCK_PORT, PATIENCE)?;
     let mut to_guest = stream.try_clone()?;
     thread::spawn(move || {

@@ -6,14 +6,13 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use mvasvm::config::VmName;
 
 use super::args::{HwArg, RunArgs};
 use super::disk::DiskArg;
-use super::vmdir::{Hw, VmInfo};
+use super::record::{Hw, VmInfo, seconds};
 use super::{codes, note, paths, run_kvm, run_sim};
 use crate::doctor;
 
@@ -92,7 +91,6 @@ impl Wanted {
 
     /// What others are told about it.
     pub fn info(&self, hw: Hw, sim: Option<PathBuf>) -> VmInfo {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
         VmInfo {
             name: self.name.to_string(),
             pid: std::process::id(),
@@ -103,7 +101,8 @@ impl Wanted {
             cpus: self.args.cpus.get(),
             kernel: self.kernel.clone(),
             image: self.image.clone(),
-            started: since.map_or(0, |since| since.as_secs()),
+            started: seconds(),
+            end: None,
         }
     }
 }

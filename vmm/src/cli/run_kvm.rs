@@ -13,18 +13,22 @@ use mvas_agent::client::{ClientError, Session};
 use mvas_agent::protocol::{CommandEnd, Exec, ShutdownKind, VSOCK_PORT};
 use mvasvm::config::{ConsoleConfig, DiskConfig, RamBacking, VmConfig, VsockConfig};
 use mvasvm::devices::BoundedLog;
+use mvasvm::metrics::Metrics;
 use mvasvm::run::{ExitReason, RunError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::backing::backing;
+use super::codes::Outcome;
 use super::console::{Console, Left};
 use super::exec::with_term;
 use super::guest::{is_interactive, run_in_guest, signals};
+use super::metrics::MetricsServer;
+use super::record::{CONSOLE_LOG, Cause, Hw, MONITOR_LOG, VSOCK};
 use super::run::{READY, Wanted};
-use super::vmdir::{Hw, VmDir};
-use super::{codes, note};
+use super::vmdir::{VmDir, Vms};
+use super::{monitor_log, note};
 use crate::sim::tail;
 
 /// The guest's vsock address.
@@ -39,44 +43,62 @@ const POWER_OFF: Duration = Duration::from_secs(60);
 pub(super) fn run(wanted: Wanted) -> Result<u8> {
     // Before any thread is started: all of them inherit it.
     let signals = signals()?;
-    let dir = VmDir::claim(&wanted.name)?;
+    let mut dir = Vms::open()?.claim(&wanted.name)?;
     let ram = backing(&wanted.args)?;
     let mut info = wanted.info(Hw::Kvm, None);
     if let RamBacking::Store { store, .. } = &ram {
         info.store = Some(store.path().to_owned());
     }
-    dir.describe(&info)?;
+    dir.clear()?;
+    monitor_log::keep(dir.path().join(MONITOR_LOG)).context("cannot make the monitor's log")?;
+    let metrics = Arc::<Metrics>::default();
+    let server = MetricsServer::start(dir.path(), metrics.clone())
+        .context("cannot serve the VM's counters")?;
+    dir.describe(info)?;
+    let outcome = run_to_end(wanted, &dir, ram, metrics, &signals);
+    drop(server);
+    dir.end(Outcome::end_of(&outcome));
+    outcome.map(|outcome| outcome.code)
+}
+
+fn run_to_end(
+    wanted: Wanted,
+    dir: &VmDir,
+    ram: RamBacking,
+    metrics: Arc<Metrics>,
+    signals: &SignalFd,
+) -> Result<Outcome> {
     let login = wanted.args.command.is_empty() && !wanted.args.detached_child;
     let (console, ends) = login.then(Console::new).transpose()?.unzip();
-    let vm = Vm::start(&wanted, &dir, ram, ends)?;
+    let vm = Vm::start(&wanted, dir, ram, ends, metrics)?;
     if let Some(console) = console {
-        let left = console.run(&vm.ended, &signals)?;
-        return vm.leave(left);
+        return match console.run(&vm.ended, signals) {
+            Ok(left) => vm.leave(left),
+            Err(error) => vm.fail(error),
+        };
     }
     let timeout = Duration::from_secs(wanted.args.boot_timeout);
-    let session = match vm.connect(timeout, &signals) {
+    let session = match vm.connect(timeout, signals) {
         Connected::Session(session) => session,
         Connected::Failed(error) => {
-            vm.stop()?;
-            return Err(error).with_context(|| {
-                format!(
-                    "{} does not take commands (--boot-timeout {})",
-                    wanted.name, wanted.args.boot_timeout
-                )
-            });
+            return vm.fail(anyhow::Error::new(error).context(format!(
+                "{} does not take commands (--boot-timeout {})",
+                wanted.name, wanted.args.boot_timeout
+            )));
         }
         Connected::Left(left) => return vm.leave(left),
     };
     if wanted.args.detached_child {
         drop(session);
-        say_ready()?;
-        let left = vm.wait(&signals)?;
-        return vm.leave(left);
+        return match say_ready().and_then(|()| vm.wait(signals)) {
+            Ok(left) => vm.leave(left),
+            Err(error) => vm.fail(error),
+        };
     }
     let terminal = is_interactive();
     let mut exec = Exec::new(wanted.args.command);
     exec.env = with_term(terminal);
-    match run_in_guest(session, exec, terminal, &signals) {
+    match run_in_guest(session, exec, terminal, signals) {
         Ok(end) => vm.power_off(end),
         Err(error) => vm.lost(error),
     }
@@ -107,8 +129,9 @@ impl Vm {
         dir: &VmDir,
         ram: RamBacking,
         ends: Option<ConsoleConfig>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        let log_path = dir.path().join("console.log");
+        let log_path = dir.path().join(CONSOLE_LOG);
         let log = BoundedLog::create(&log_path, LOG_LIMIT)
             .with_context(|| format!("cannot create {}", log_path.display()))?;
         let panicked = Arc::new(AtomicBool::new(false));
@@ -116,7 +139,7 @@ impl Vm {
             path: path.clone(),
             read_only: true,
         });
-        let vsock = dir.path().join("vsock.sock");
+        let vsock = dir.path().join(VSOCK);
         let config = VmConfig {
             name: wanted.name.clone(),
             mem: wanted.args.mem,
@@ -135,6 +158,7 @@ impl Vm {
             console: ends,
             serial_output: Box::new(PanicWatch::new(log, panicked.clone())),
             serial_input: None,
+            metrics,
         };
         let stop = EventFd::new(EFD_NONBLOCK).context("cannot make an event")?;
         let stop_in_vm = stop.try_clone().context("cannot make an event")?;
@@ -212,15 +236,21 @@ impl Vm {
         }
     }
 
-    /// The exit code for a VM that ended by itself.
-    fn end(self) -> Result<u8> {
+    /// Ends it because of an error.
+    fn fail<T>(self, error: anyhow::Error) -> Result<T> {
+        self.stop()?;
+        Err(error)
+    }
+
+    /// It ended by itself.
+    fn end(self) -> Result<Outcome> {
         let (panicked, with_command) = (self.panicked.clone(), self.with_command);
         let log = self.log.clone();
         let reason = self.join()?;
         let panicked = panicked.load(Ordering::Relaxed);
-        let (code, text) = codes::of_end(reason, panicked, with_command);
-        if code != 0 {
-            note(text);
+        let outcome = Outcome::of_guest(reason, panicked, with_command);
+        if outcome.code != 0 {
+            note(&outcome.text);
         }
         if panicked {
             note(format!(
@@ -228,26 +258,27 @@ impl Vm {
                 tail(&log, LAST_WORDS)
             ));
         }
-        Ok(code)
+        Ok(outcome)
     }
 
-    fn leave(self, left: Left) -> Result<u8> {
+    fn leave(self, left: Left) -> Result<Outcome> {
         match left {
             Left::Ended => self.end(),
             Left::Escaped => {
                 self.stop()?;
-                Ok(0)
+                Ok(Outcome::new(Cause::Stopped, "stopped by Ctrl-A X", 0))
             }
             Left::Signal(number) => {
                 self.stop()?;
-                note(format!("stopped by signal {number}"));
-                Ok(128 + number)
+                let outcome = Outcome::of_signal(number);
+                note(&outcome.text);
+                Ok(outcome)
             }
         }
     }
 
     /// The command ended: the VM is of no more use.
-    fn power_off(self, end: CommandEnd) -> Result<u8> {
+    fn power_off(self, end: CommandEnd) -> Result<Outcome> {
         let asked = Session::connect_vsock(&self.vsock, VSOCK_PORT, POWER_OFF)
             .and_then(|session| session.shutdown(ShutdownKind::PowerOff));
         match asked {
@@ -262,21 +293,20 @@ impl Vm {
             Err(error) => tracing::debug!("no orderly power-off: {error}"),
         }
         self.stop()?;
-        Ok(end.exit_code())
+        let text = format!("its command ended: {end}");
+        Ok(Outcome::new(Cause::CommandEnded, text, end.exit_code()))
     }
 
     /// The session broke: because the VM ended, or for a reason of its own.
-    fn lost(self, error: ClientError) -> Result<u8> {
+    fn lost(self, error: ClientError) -> Result<Outcome> {
         if !matches!(error, ClientError::Link(_)) {
-            self.stop()?;
-            return Err(error.into());
+            return self.fail(error.into());
         }
         // The connection breaks a moment before the VM is gone.
         if self.wait_for_end(Duration::from_secs(5))? {
             return self.end();
         }
-        self.stop()?;
-        Err(error.into())
+        self.fail(error.into())
     }
 
     /// Waits for its end; false: it did not come in time.
@@ -293,8 +323,7 @@ fn say_ready() -> Result<()> {
     writeln!(stdout, "{READY}").and_then(|()| stdout.flush())?;
     let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
     nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&null)?;
-    Ok(())
+    monitor_log::leave_stderr().context("cannot write to the monitor's log")
 }
 
 enum Event {

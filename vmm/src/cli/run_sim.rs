@@ -1,18 +1,25 @@
 //! A microVM on a simulated host: the same command, run there.
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use mvas_agent::protocol::Exec;
+use mvasvm::config::VmName;
 use mvasvm::virtio::block::disk::Disk;
+use nix::sys::signalfd::SignalFd;
+use nix::unistd::Uid;
 
 use super::args::{DEFAULT_SIM_CPUS, GrantArg};
+use super::codes::{self, Outcome};
 use super::guest::{is_interactive, run_in_guest, signals};
+use super::record::{self, CONSOLE_LOG, Cause, End, Hw, METRICS, MONITOR_LOG};
 use super::run::Wanted;
 use super::sim::{default_mem, environment};
-use super::vmdir::{Hw, VmDir};
+use super::vmdir::Vms;
+use super::{paths, reach};
 use crate::sim::init::MVASVM;
 use crate::sim::{Ended, Share, SimConfig, SimHost, is_hidden};
 
@@ -21,7 +28,7 @@ const BOOT: Duration = Duration::from_secs(300);
 
 pub(super) fn run(wanted: &Wanted) -> Result<u8> {
     let signals = signals()?;
-    let dir = VmDir::claim(&wanted.name)?;
+    let mut dir = Vms::open()?.claim(&wanted.name)?;
     // Locks do not reach from there to here: taken for as long as the VM may use the disks.
     let _disks = wanted
         .disks
@@ -36,11 +43,26 @@ pub(super) fn run(wanted: &Wanted) -> Result<u8> {
         boot_timeout: BOOT,
         console: None,
     };
-    let mut host = SimHost::start(&config)?;
-    dir.describe(&wanted.info(Hw::Sim, Some(host.dir().to_owned())))?;
-    let channel = match host.wait_booted(&signals)? {
+    let host = SimHost::start(&config)?;
+    dir.clear()?;
+    dir.describe(wanted.info(Hw::Sim, Some(host.dir().to_owned())))?;
+    let outcome = run_on(host, wanted, dir.path(), &signals);
+    dir.end(Outcome::end_of(&outcome));
+    outcome.map(|outcome| outcome.code)
+}
+
+fn run_on(
+    mut host: SimHost,
+    wanted: &Wanted,
+    folder: &Path,
+    signals: &SignalFd,
+) -> Result<Outcome> {
+    let channel = match host.wait_booted(signals)? {
         Ok(channel) => channel,
-        Err(Ended(code)) => return Ok(code),
+        Err(Ended(code)) => {
+            let text = "stopped while the simulated host booted";
+            return Ok(Outcome::new(Cause::Stopped, text, code));
+        }
     };
     let mut exec = Exec::new(command(wanted));
     exec.env = environment();
@@ -48,15 +70,46 @@ pub(super) fn run(wanted: &Wanted) -> Result<u8> {
     exec.cwd = Some("/".into());
     let terminal = !wanted.args.detached_child && is_interactive();
     let end = channel
-        .with(|session| run_in_guest(session, exec, terminal, &signals))
+        .with(|session| run_in_guest(session, exec, terminal, signals))
         .map_err(|error| host.explain(error))?;
+    let recorded = take_record(host.dir(), &wanted.name, folder);
     host.stop();
-    Ok(end.exit_code())
+    let code = end.exit_code();
+    Ok(match recorded {
+        Ok(there) => Outcome::new(there.cause, there.text, code),
+        // It may have been refused there before there was anything to record.
+        Err(error) => {
+            let cause = match code {
+                codes::FAILED | codes::USAGE => Cause::Failed,
+                _ => Cause::CommandEnded,
+            };
+            let text =
+                format!("mvasvm ended in the simulated host ({end}), without a record: {error:#}");
+            Outcome::new(cause, text, code)
+        }
+    })
+}
+
+/// Takes the VM's record from the simulated host, before that goes: logs and counters to its
+/// folder here, and how it ended.
+fn take_record(sim: &Path, name: &VmName, folder: &Path) -> Result<End> {
+    let there = paths::runtime_path(None, Uid::from_raw(0)).join(name.as_str());
+    let channel = reach::channel(sim)?;
+    let copy = channel
+        .with(|session| session.copy_out(there.as_os_str(), &sim.join("record"), &mut |_, _| ()))?;
+    for file in [CONSOLE_LOG, MONITOR_LOG, METRICS] {
+        // One that failed early has not all of them.
+        if copy.join(file).exists() {
+            fs::rename(copy.join(file), folder.join(file))?;
+        }
+    }
+    let info = record::read(&copy).context("its vm.json cannot be read")?;
+    info.end.context("it has not ended")
 }
 
 /// The simulated host boots what was built last, whatever its guest boots.
 fn sim_kernel(wanted: &Wanted) -> PathBuf {
-    super::paths::kernel(None).unwrap_or_else(|_| wanted.kernel.clone())
+    paths::kernel(None).unwrap_or_else(|_| wanted.kernel.clone())
 }
 
 /// Folders of disks to be written, and of files that the simulated host would not see.

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use thiserror::Error;
 use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vm_device::{DeviceMmio, DevicePio};
+
+use crate::metrics::Counter;
 
 /// Why a device could not be put on the bus: its range is taken.
 #[derive(Debug, Error)]
@@ -19,15 +22,32 @@ pub struct BusError {
     source: vm_device::bus::Error,
 }
 
+/// Accesses to where no device is.
+#[derive(Debug, Default, Serialize)]
+pub struct BusMetrics {
+    /// Bytes read from or written to ports without a device. Linux probes some at boot.
+    pub absent_ports: Counter,
+    /// Accesses to device memory without a device.
+    pub absent_mmio: Counter,
+}
+
 /// All devices that the guest reaches by ports and device memory. Where there is none,
 /// reads give all ones and writes vanish, as on a PC.
 #[derive(Default)]
-pub struct Bus(IoManager);
+pub struct Bus {
+    devices: IoManager,
+    metrics: Arc<BusMetrics>,
+}
 
 impl Bus {
     /// An empty bus.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Its counters.
+    pub fn metrics(&self) -> Arc<BusMetrics> {
+        Arc::clone(&self.metrics)
     }
 
     /// Puts a device at `size` ports from `base` on.
@@ -41,7 +61,7 @@ impl Bus {
         device: Arc<dyn DevicePio + Send + Sync>,
     ) -> Result<(), BusError> {
         PioRange::new(PioAddress(base), size)
-            .and_then(|range| self.0.register_pio(range, device))
+            .and_then(|range| self.devices.register_pio(range, device))
             .map_err(|source| BusError {
                 base: base.into(),
                 size: size.into(),
@@ -60,7 +80,7 @@ impl Bus {
         device: Arc<dyn DeviceMmio + Send + Sync>,
     ) -> Result<(), BusError> {
         MmioRange::new(MmioAddress(base), size)
-            .and_then(|range| self.0.register_mmio(range, device))
+            .and_then(|range| self.devices.register_mmio(range, device))
             .map_err(|source| BusError { base, size, source })
     }
 
@@ -70,31 +90,55 @@ impl Bus {
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         for byte in data {
             *byte = 0xff;
-            // No device: stays all ones.
-            let _ = self
-                .0
+            let read = self
+                .devices
                 .pio_read(PioAddress(port), std::slice::from_mut(byte));
+            if read.is_err() {
+                self.absent_port(port);
+            }
         }
     }
 
     /// The guest writes a port; `data` as in [`Self::port_read`].
     pub fn port_write(&self, port: u16, data: &[u8]) {
         for byte in data {
-            let _ = self
-                .0
+            let written = self
+                .devices
                 .pio_write(PioAddress(port), std::slice::from_ref(byte));
+            if written.is_err() {
+                self.absent_port(port);
+            }
         }
     }
 
     /// The guest reads device memory.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
-        let _ = self.0.mmio_read(MmioAddress(address), data);
+        if self.devices.mmio_read(MmioAddress(address), data).is_err() {
+            self.absent_mmio(address);
+        }
     }
 
     /// The guest writes device memory.
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
-        let _ = self.0.mmio_write(MmioAddress(address), data);
+        if self.devices.mmio_write(MmioAddress(address), data).is_err() {
+            self.absent_mmio(address);
+        }
+    }
+
+    fn absent_port(&self, port: u16) {
+        if self.metrics.absent_ports.is_first() {
+            tracing::debug!("the guest uses port {port:#x}, where no device is");
+        }
+    }
+
+    fn absent_mmio(&self, address: u64) {
+        if self.metrics.absent_mmio.is_first() {
+            tracing::warn!(
+                "the guest uses address {address:#x}, where neither memory nor a device is; \
+                 more of that is counted (bus.absent_mmio)"
+            );
+        }
     }
 }
 
@@ -129,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_there_reads_all_ones_and_ignores_writes() {
+    fn nothing_there_reads_all_ones_ignores_writes_and_is_counted() {
         let bus = Bus::new();
         let mut data = [0; 4];
         bus.port_read(0xcf8, &mut data);
@@ -139,6 +183,9 @@ mod tests {
         assert_eq!(data, [0xff; 4]);
         bus.port_write(0x80, &[1]);
         bus.mmio_write(u64::MAX, &[1, 2, 3, 4]);
+        let metrics = bus.metrics();
+        assert_eq!(metrics.absent_ports.get(), 5);
+        assert_eq!(metrics.absent_mmio.get(), 2);
     }
 
     #[test]

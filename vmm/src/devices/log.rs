@@ -6,11 +6,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// A file that keeps the newest of what is written: when it reaches its limit, the older
-/// half goes.
+/// half goes. Others may append to the file, too; what they write while the older half goes may
+/// be lost.
 #[derive(Debug)]
 pub struct BoundedLog {
     file: File,
-    len: u64,
     limit: u64,
 }
 
@@ -30,44 +30,50 @@ impl BoundedLog {
             .open(path)?;
         Ok(Self {
             file,
-            len: 0,
             limit: limit.max(2),
         })
     }
+}
 
-    /// Moves the newest half to the front.
-    fn drop_older_half(&mut self) -> io::Result<()> {
-        let keep = self.limit / 2;
-        let from = self.len.saturating_sub(keep);
-        let mut buffer = [0; 8192];
-        let (mut read_at, mut write_at) = (from, 0);
-        loop {
-            match self.file.read_at(&mut buffer, read_at)? {
-                0 => break,
-                n => {
-                    self.file.write_all_at(&buffer[..n], write_at)?;
-                    read_at += n as u64;
-                    write_at += n as u64;
-                }
+/// Cuts a file down to its newest `limit` bytes.
+///
+/// # Errors
+/// It does not exist, or cannot be written to.
+pub fn keep_newest(path: &Path, limit: u64) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    match file.metadata()?.len() {
+        len if len > limit => move_to_front(&file, len - limit).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Moves what is in a file from `from` on to its front, and cuts off the rest. Returns how much
+/// that is.
+fn move_to_front(file: &File, from: u64) -> io::Result<u64> {
+    let mut buffer = [0; 8192];
+    let (mut read_at, mut write_at) = (from, 0);
+    loop {
+        match file.read_at(&mut buffer, read_at)? {
+            0 => break,
+            n => {
+                file.write_all_at(&buffer[..n], write_at)?;
+                read_at += n as u64;
+                write_at += n as u64;
             }
         }
-        self.file.set_len(write_at)?;
-        self.len = write_at;
-        Ok(())
     }
+    file.set_len(write_at)?;
+    Ok(write_at)
 }
 
 impl Write for BoundedLog {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.len >= self.limit {
-            self.drop_older_half()?;
+        let mut len = self.file.metadata()?.len();
+        if len >= self.limit {
+            len = move_to_front(&self.file, len.saturating_sub(self.limit / 2))?;
         }
-        let room = usize::try_from(self.limit - self.len).unwrap_or(usize::MAX);
-        let n = self
-            .file
-            .write_at(&data[..data.len().min(room)], self.len)?;
-        self.len += n as u64;
-        Ok(n)
+        let room = usize::try_from(self.limit.saturating_sub(len)).unwrap_or(usize::MAX);
+        self.file.write_at(&data[..data.len().min(room)], len)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -99,6 +105,32 @@ mod tests {
             prop_assert!(kept.len() as u64 <= limit);
             prop_assert!(kept.len() as u64 >= (all.len() as u64).min(limit / 2));
         }
+    }
+
+    #[test]
+    fn what_others_append_stays_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("monitor.log");
+        let mut log = BoundedLog::create(&path, 100).unwrap();
+        log.write_all(b"one ").unwrap();
+        let mut other = OpenOptions::new().append(true).open(&path).unwrap();
+        other.write_all(b"two ").unwrap();
+        log.write_all(b"three ").unwrap();
+        other.write_all(b"four").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one two three four");
+    }
+
+    #[test]
+    fn a_file_is_cut_down_to_its_newest_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let bytes: Vec<u8> = (0..=255).cycle().take(20_000).collect();
+        for (limit, kept) in [(30_000, 20_000), (20_000, 20_000), (9_000, 9_000), (0, 0)] {
+            fs::write(&path, &bytes).unwrap();
+            keep_newest(&path, limit).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), bytes[20_000 - kept..]);
+        }
+        assert!(keep_newest(&dir.path().join("none"), 1).is_err());
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::io;
 
 use vmm_sys_util::eventfd::EventFd;
 
-pub use bus::{Bus, BusError};
-pub use log::BoundedLog;
+pub use bus::{Bus, BusError, BusMetrics};
+pub use log::{BoundedLog, keep_newest};
 
 /// A device's interrupt line.
 pub trait Interrupt: Send + Sync {

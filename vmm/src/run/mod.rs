@@ -105,6 +105,7 @@ pub fn run_on(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<ExitReason,
 struct Machine {
     // Dropped in this order: what uses guest memory goes before it.
     vcpus: Vec<Vcpu>,
+    vcpu_metrics: Arc<VcpuMetrics>,
     events: EventManager<Subscriber>,
     bus: Bus,
     end: EndSignal,
@@ -146,6 +147,7 @@ impl Machine {
                 },
             },
             &Arc::new(ram.memory().clone()),
+            &config.metrics,
         )?;
         let virtio = attach_virtio(devices, &vm, &mut bus, &mut events)?;
         let entry = boot::load(
@@ -159,8 +161,12 @@ impl Machine {
             },
         )?;
         let vcpus = Vcpu::create_all(&host, &vm, ram.memory(), config.cpus, entry)?;
+        let vcpu_metrics = Arc::<VcpuMetrics>::default();
+        config.metrics.add("vcpus", vcpu_metrics.clone());
+        config.metrics.add("bus", bus.metrics());
         Ok(Self {
             vcpus,
+            vcpu_metrics,
             events,
             bus,
             end,
@@ -179,14 +185,13 @@ impl Machine {
             bus,
             mut events,
             vcpus,
+            vcpu_metrics,
         } = self;
-        let metrics = Arc::new(VcpuMetrics::default());
-        let threads = VcpuThreads::start(vcpus, &Arc::new(bus), &end, &metrics)?;
+        let threads = VcpuThreads::start(vcpus, &Arc::new(bus), &end, &vcpu_metrics)?;
         while !end.is_ended() {
             events.run().map_err(RunError::EventLoop)?;
         }
         drop(threads);
-        tracing::debug!(?metrics, "the VM has ended");
         let cause = end.take_cause().unwrap_or(Ok(ExitReason::Stopped));
         Ok(cause?)
     }

@@ -1,5 +1,6 @@
 //! Whole microVMs with guests of a few instructions, on this machine's own KVM.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -63,6 +64,7 @@ impl Guest {
             console: None,
             serial_output: Box::new(Output(output)),
             serial_input: None,
+            metrics: Arc::default(),
         };
         Self {
             config,
@@ -210,6 +212,69 @@ fn code_where_no_memory_is_ends_the_vm_with_the_reason() {
         panic!("{error}");
     };
     assert_eq!(rip, 0xd010_0000);
+}
+
+/// The first column of the table of counters in the docs.
+fn documented_counters() -> BTreeSet<String> {
+    let docs = include_str!("../../../docs/VMM.md");
+    let (_, section) = docs.split_once("\n## Counters\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.map(|row| row.split('`').next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn the_docs_list_every_counter_and_no_other() {
+    let (_folder, store) = test_store();
+    let mut guest = Guest::new(spin());
+    let image = guest.dir.path().join("disk");
+    fs::write(&image, [0; 512]).unwrap();
+    guest.config.disks = vec![crate::config::DiskConfig {
+        path: image,
+        read_only: true,
+    }];
+    guest.config.vsock = Some(crate::config::VsockConfig {
+        cid: 3,
+        uds_path: guest.dir.path().join("vsock.sock"),
+    });
+    guest.config.console = Some(crate::config::ConsoleConfig {
+        input: None,
+        output: tempfile::tempfile().unwrap().into(),
+        resized: None,
+    });
+    guest.config.ram = RamBacking::Store {
+        store,
+        grant: Grant::Own,
+    };
+    let metrics = Arc::clone(&guest.config.metrics);
+    let _machine = guest.machine().0.unwrap();
+    let mut counted = BTreeSet::new();
+    for (part, counters) in metrics.to_json().as_object().unwrap() {
+        let part = match part.as_str() {
+            "disk0" => "diskN",
+            part if part.ends_with("_window") => "DEVICE_window",
+            part => part,
+        };
+        for (name, count) in counters.as_object().unwrap() {
+            assert_eq!(count.as_u64(), Some(0), "{part}.{name}");
+            counted.insert(format!("{part}.{name}"));
+        }
+    }
+    assert_eq!(counted, documented_counters());
+}
+
+#[test]
+fn exits_and_accesses_to_nothing_are_counted() {
+    let guest = Guest::new(probe());
+    let metrics = Arc::clone(&guest.config.metrics);
+    guest.run().0.unwrap();
+    let metrics = metrics.to_json();
+    // Four bytes of one port; a write and a read of device memory.
+    assert_eq!(metrics["bus"]["absent_ports"], 4, "{metrics}");
+    assert_eq!(metrics["bus"]["absent_mmio"], 2, "{metrics}");
+    assert!(metrics["vcpus"]["pio"].as_u64() > Some(6), "{metrics}");
+    assert!(metrics["vcpus"]["mmio"].as_u64() > Some(2), "{metrics}");
 }
 
 /// A device with a bug.

@@ -3,6 +3,7 @@
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
+use super::VcpuError;
 use crate::config::CpuCount;
 use crate::memory::PhysBits;
 
@@ -29,13 +30,23 @@ pub fn phys_bits(supported: &CpuId) -> PhysBits {
     match leaf.map(|entry| entry.eax.to_le_bytes()) {
         Some([physical, _, 0, _]) => PhysBits(physical),
         Some([physical, _, guest, _]) => PhysBits(physical.min(guest)),
+        // A CPU without the leaf has 36 bits (Intel's manual, volume 3A, 4.1.4).
         None => PhysBits(36),
     }
 }
 
 /// The CPUID of vCPU `index` of `count`: one socket, a core for each vCPU. Its APIC id is
 /// its index.
-pub fn for_vcpu(supported: &CpuId, index: u32, count: CpuCount, tsc_deadline: bool) -> CpuId {
+///
+/// # Errors
+/// The host's CPU has more entries than KVM takes. What it supports cannot be given to the guest
+/// as it is instead: that has the host's topology, and nested virtualization.
+pub fn for_vcpu(
+    supported: &CpuId,
+    index: u32,
+    count: CpuCount,
+    tsc_deadline: bool,
+) -> Result<CpuId, VcpuError> {
     let topology = Topology::new(index, count);
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
@@ -68,8 +79,10 @@ pub fn for_vcpu(supported: &CpuId, index: u32, count: CpuCount, tsc_deadline: bo
     if max_leaf >= 0xb {
         entries.extend(topology.leaf_b());
     }
-    // At most as many as KVM gave plus the three above, which is what fits.
-    CpuId::from_entries(&entries).unwrap_or_else(|_| supported.clone())
+    CpuId::from_entries(&entries).map_err(|_| VcpuError::Cpuid {
+        cpu: index,
+        entries: entries.len(),
+    })
 }
 
 /// A vCPU's place among all.
@@ -159,6 +172,7 @@ impl Topology {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
     use proptest::prelude::*;
 
     fn entry(function: u32, index: u32, regs: [u32; 4]) -> kvm_cpuid_entry2 {
@@ -219,7 +233,7 @@ mod tests {
         #[test]
         fn every_vcpu_finds_its_own_id_and_the_number_of_all(cpus in 1..=255u32, index in 0..255u32) {
             prop_assume!(index < cpus);
-            let cpuid = for_vcpu(&amd_host(), index, count(cpus), true);
+            let cpuid = for_vcpu(&amd_host(), index, count(cpus), true).unwrap();
             let one = leaf(&cpuid, 1, 0).unwrap();
             prop_assert_eq!(one.ebx >> 24, index);
             prop_assert!((one.ebx >> 16 & 0xff) >= cpus.min(255));
@@ -237,7 +251,7 @@ mod tests {
 
     #[test]
     fn nested_virtualization_and_the_hosts_topology_do_not_leak() {
-        let cpuid = for_vcpu(&amd_host(), 1, count(2), true);
+        let cpuid = for_vcpu(&amd_host(), 1, count(2), true).unwrap();
         assert_eq!(leaf(&cpuid, 1, 0).unwrap().ecx & LEAF1_ECX_VMX, 0);
         assert_eq!(leaf(&cpuid, 0x8000_0001, 0).unwrap().ecx & EXT1_ECX_SVM, 0);
         for gone in [0x1f, 0x8000_000a] {
@@ -249,7 +263,7 @@ mod tests {
 
     #[test]
     fn only_the_last_level_cache_is_shared() {
-        let cpuid = for_vcpu(&amd_host(), 0, count(4), true);
+        let cpuid = for_vcpu(&amd_host(), 0, count(4), true).unwrap();
         let sharing = |function, index| leaf(&cpuid, function, index).unwrap().eax >> 14 & 0xfff;
         assert_eq!(
             (sharing(4, 0), sharing(4, 3), sharing(0x8000_001d, 3)),
@@ -265,15 +279,31 @@ mod tests {
     #[test]
     fn the_deadline_timer_is_there_exactly_when_kvm_has_it() {
         for has in [false, true] {
-            let one = leaf(&for_vcpu(&amd_host(), 0, count(1), has), 1, 0).unwrap();
+            let cpuid = for_vcpu(&amd_host(), 0, count(1), has).unwrap();
+            let one = leaf(&cpuid, 1, 0).unwrap();
             assert_eq!(one.ecx & LEAF1_ECX_TSC_DEADLINE != 0, has);
             assert_ne!(one.ecx & LEAF1_ECX_HYPERVISOR, 0);
         }
     }
 
     #[test]
+    fn a_host_with_more_entries_than_fit_is_an_error_and_does_not_show_through() {
+        let mut entries = amd_host().as_slice().to_vec();
+        let more = (0x4000_1000..).map(|function| entry(function, 0, [0; 4]));
+        entries.extend(more.take(KVM_MAX_CPUID_ENTRIES - entries.len()));
+        let host = CpuId::from_entries(&entries).unwrap();
+        // One is dropped for each of 0xb, 0x1f and 0x8000_000a, and three are added.
+        assert!(for_vcpu(&host, 0, count(1), true).is_ok());
+        entries.retain(|entry| !DROPPED.contains(&entry.function));
+        entries.push(entry(0x4000_2000, 0, [0; 4]));
+        let host = CpuId::from_entries(&entries).unwrap();
+        let error = for_vcpu(&host, 0, count(1), true).unwrap_err();
+        assert!(error.to_string().contains("257 CPUID entries"), "{error}");
+    }
+
+    #[test]
     fn paravirtual_features_pass_through() {
-        let cpuid = for_vcpu(&amd_host(), 0, count(1), true);
+        let cpuid = for_vcpu(&amd_host(), 0, count(1), true).unwrap();
         assert_eq!(leaf(&cpuid, 0x4000_0001, 0).unwrap().eax, 0x0100_7efb);
     }
 

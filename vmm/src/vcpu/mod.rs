@@ -8,6 +8,7 @@ mod threads;
 use std::io;
 use std::sync::Arc;
 
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
@@ -30,6 +31,16 @@ pub enum VcpuError {
         what: &'static str,
         /// KVM's reason.
         source: kvm_ioctls::Error,
+    },
+    /// The CPUID does not fit.
+    #[error(
+        "vCPU {cpu}: {entries} CPUID entries are more than KVM takes ({KVM_MAX_CPUID_ENTRIES}): this monitor does not know the host's CPU"
+    )]
+    Cpuid {
+        /// Which vCPU.
+        cpu: u32,
+        /// What would be needed.
+        entries: usize,
     },
     /// KVM accepted fewer MSRs than it was given.
     #[error("vCPU {cpu}: KVM refuses MSR {msr:#x}")]
@@ -142,7 +153,7 @@ impl Vcpu {
             .fd()
             .create_vcpu(index.into())
             .map_err(cannot("create the vCPU"))?;
-        let cpuid = cpuid::for_vcpu(host.cpuid(), index, count, host.has_tsc_deadline_timer());
+        let cpuid = cpuid::for_vcpu(host.cpuid(), index, count, host.has_tsc_deadline_timer())?;
         fd.set_cpuid2(&cpuid).map_err(cannot("set its CPUID"))?;
         regs::set_msrs(&fd, index)?;
         regs::set_lapic(&fd).map_err(cannot("set its local APIC"))?;

@@ -1,7 +1,7 @@
 //! From configuration to devices that the core can put on its bus.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::MutEventSubscriber;
 use mvas_host::server::Server;
@@ -17,6 +17,7 @@ use super::vas::Vas;
 use super::vsock::{ListenError, Vsock};
 use crate::config::{ConsoleConfig, DiskConfig, VsockConfig};
 use crate::memory::GuestMemory;
+use crate::metrics::{Counters, Metrics};
 
 /// Why a device could not be made.
 #[derive(Debug, Error)]
@@ -67,32 +68,60 @@ pub struct MmioDevice {
     pub subscriber: Option<Arc<Mutex<dyn MutEventSubscriber + Send>>>,
 }
 
-/// Makes all devices, in the order in which the guest should find them. Images are open and
-/// locked when this returns.
+impl MmioDevice {
+    /// Adds the counters of the device and of its window.
+    fn counted_as(self, part: &str, counters: Arc<dyn Counters>, metrics: &Metrics) -> Self {
+        metrics.add(part, counters);
+        let transport = self.transport.lock();
+        let transport = transport.unwrap_or_else(PoisonError::into_inner);
+        metrics.add(format!("{part}_window"), transport.metrics());
+        drop(transport);
+        self
+    }
+}
+
+/// Makes all devices, in the order in which the guest should find them, and adds their counters
+/// to `metrics`. Images are open and locked when this returns.
 ///
 /// # Errors
 /// One of them cannot be made.
-pub fn build(config: DeviceConfig, mem: &Arc<GuestMemory>) -> Result<Vec<MmioDevice>, BuildError> {
+pub fn build(
+    config: DeviceConfig,
+    mem: &Arc<GuestMemory>,
+    metrics: &Metrics,
+) -> Result<Vec<MmioDevice>, BuildError> {
     let mut devices = Vec::new();
-    for disk in config.disks {
+    for (index, disk) in config.disks.into_iter().enumerate() {
         let block =
             Block::new(Disk::open(&disk.path, disk.read_only)?).map_err(io_error("block"))?;
         let name = format!("disk {}", disk.path.display());
-        devices.push(attach(name, block, mem).map_err(io_error("block"))?);
+        let counters = block.metrics();
+        let device = attach(name, block, mem).map_err(io_error("block"))?;
+        devices.push(device.counted_as(&format!("disk{index}"), counters, metrics));
     }
     let entropy = Entropy::new().map_err(io_error("entropy"))?;
-    devices.push(attach("entropy".to_owned(), entropy, mem).map_err(io_error("entropy"))?);
+    let counters = entropy.metrics();
+    let device = attach("entropy".to_owned(), entropy, mem).map_err(io_error("entropy"))?;
+    devices.push(device.counted_as("entropy", counters, metrics));
     if let Some(config) = config.vsock {
         let vsock = Vsock::new(&config.uds_path, config.cid)?;
-        devices.push(attach("vsock".to_owned(), vsock, mem).map_err(io_error("vsock"))?);
+        let counters = vsock.metrics();
+        let device = attach("vsock".to_owned(), vsock, mem).map_err(io_error("vsock"))?;
+        devices.push(device.counted_as("vsock", counters, metrics));
     }
     if let Some(config) = config.console {
         let console = Console::new(config).map_err(io_error("console"))?;
-        devices.push(attach("console".to_owned(), console, mem).map_err(io_error("console"))?);
+        let counters = console.metrics();
+        let device = attach("console".to_owned(), console, mem).map_err(io_error("console"))?;
+        devices.push(device.counted_as("console", counters, metrics));
     }
     if let Some(server) = config.vas {
-        let vas = Arc::new(Mutex::new(Vas::new(server).map_err(io_error("vas"))?));
-        devices.push(on_mmio("vas".to_owned(), vas, mem).map_err(io_error("vas"))?);
+        metrics.add("snapshots", Arc::clone(server.metrics()) as _);
+        let vas = Vas::new(server).map_err(io_error("vas"))?;
+        let counters = vas.metrics();
+        let vas = Arc::new(Mutex::new(vas));
+        let device = on_mmio("vas".to_owned(), vas, mem).map_err(io_error("vas"))?;
+        devices.push(device.counted_as("vas", counters, metrics));
     }
     Ok(devices)
 }
@@ -159,7 +188,7 @@ mod tests {
             }),
             vas: None,
         };
-        let devices = build(config, &memory()).unwrap();
+        let devices = build(config, &memory(), &Metrics::default()).unwrap();
         let names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
         assert!(names[0].starts_with("disk ") && names[1].starts_with("disk "));
         assert_eq!(names[2..], ["entropy", "vsock", "console"]);
@@ -182,7 +211,7 @@ mod tests {
             }],
             ..DeviceConfig::default()
         };
-        let error = build(config, &memory()).err().unwrap();
+        let error = build(config, &memory(), &Metrics::default()).err().unwrap();
         assert!(matches!(error, BuildError::Disk(DiskError::Missing(_))));
     }
 }

@@ -134,7 +134,7 @@ fn a_killed_monitor_leaves_nothing_in_the_way() {
 }
 
 #[test]
-fn sigterm_ends_a_detached_vm_and_its_folder() {
+fn sigterm_ends_a_detached_vm_and_its_record_says_so() {
     let vm = Vm::start("termed", &[]);
     let pid = vm.pid();
     kill(Pid::from_raw(pid), Signal::SIGTERM).expect("kill");
@@ -142,6 +142,18 @@ fn sigterm_ends_a_detached_vm_and_its_folder() {
         !fs::exists(format!("/proc/{pid}")).expect("proc")
     });
     assert!(!succeed(&["ls"]).contains("termed"));
+    let list: serde_json::Value =
+        serde_json::from_str(&succeed(&["ls", "--all", "--json"])).expect("JSON");
+    let all = list.as_array().expect("a list");
+    let vm = all
+        .iter()
+        .find(|vm| vm["name"] == "termed")
+        .expect("a record");
+    assert_eq!(vm["end"]["cause"], "stopped", "{vm}");
+    succeed(&["logs", "termed"]);
+    let said = succeed(&["logs", "--monitor", "termed"]);
+    assert!(said.contains("stopped by signal 15"), "{said}");
+    succeed(&["rm", "termed"]);
 }
 
 #[test]

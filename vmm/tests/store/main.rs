@@ -260,12 +260,13 @@ fn finding_a_killed_vm_gives_its_memory_back() {
     );
     fs::write(vm.join("vm.json"), info).unwrap();
     let listed = Command::new(env!("CARGO_BIN_EXE_mvasvm"))
-        .args(["ls", "--json"])
+        .args(["ls", "--all", "--json"])
         .env("XDG_RUNTIME_DIR", shm.0.path())
         .output()
         .unwrap();
-    assert_eq!(listed.stdout, b"[]\n", "{listed:?}");
-    assert!(!left.exists() && !vm.exists());
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(listed[0]["end"]["cause"], "monitor-killed", "{listed}");
+    assert!(!left.exists());
     assert_eq!(
         shm.json(&["snapshots", "ls"], 0).as_array().unwrap().len(),
         2

@@ -1,7 +1,7 @@
 //! `mvasvm snapshots`: what is in the store.
 
 mod listed;
-mod text;
+pub(super) mod text;
 
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime};

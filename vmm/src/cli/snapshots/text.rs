@@ -14,7 +14,7 @@ fn is_plain(c: char) -> bool {
 }
 
 /// For a table: what could steer a terminal is escaped, what is too long is cut.
-pub(super) fn shown(text: &str) -> String {
+pub(in crate::cli) fn shown(text: &str) -> String {
     let mut shown = String::new();
     for c in text.chars().take(MOST) {
         match is_plain(c) {
@@ -29,7 +29,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 /// Writes JSON, with everything escaped that could steer a terminal.
-pub(super) fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+pub(in crate::cli) fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     let mut escaped = String::new();
     for c in serde_json::to_string_pretty(value)?.chars() {
         if c == '\n' || is_plain(c) {

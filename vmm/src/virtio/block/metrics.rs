@@ -1,9 +1,11 @@
 //! What a block device counts.
 
+use serde::Serialize;
+
 use crate::metrics::Counter;
 
 /// Counters of one block device.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct BlockMetrics {
     /// Read requests done.
     pub reads: Counter,

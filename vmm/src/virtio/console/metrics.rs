@@ -1,9 +1,11 @@
 //! What a console counts.
 
+use serde::Serialize;
+
 use crate::metrics::Counter;
 
 /// Counters of one console.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct ConsoleMetrics {
     /// Bytes given to the guest.
     pub input_bytes: Counter,

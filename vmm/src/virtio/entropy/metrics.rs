@@ -1,9 +1,11 @@
 //! What the entropy device counts.
 
+use serde::Serialize;
+
 use crate::metrics::Counter;
 
 /// Counters of one entropy device.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct EntropyMetrics {
     /// Requests answered.
     pub requests: Counter,

@@ -53,6 +53,12 @@ impl Rig {
             .mmio_write(BASE, offset.into(), &value.to_le_bytes());
     }
 
+    /// Reads and writes of unknown registers.
+    fn unknown(&self) -> (u64, u64) {
+        let metrics = self.transport.metrics();
+        (metrics.unknown_reads.get(), metrics.unknown_writes.get())
+    }
+
     fn status(&mut self) -> u32 {
         self.read(VIRTIO_MMIO_STATUS)
     }
@@ -229,6 +235,26 @@ fn wrong_widths_read_as_zero_and_write_nothing() {
             .mmio_write(BASE, VIRTIO_MMIO_STATUS.into(), &vec![1; width]);
         assert_eq!(rig.status(), 0, "{width}");
     }
+    assert_eq!(rig.unknown(), (6, 6));
+}
+
+#[test]
+fn accesses_to_registers_that_are_not_there_are_counted_and_no_others() {
+    let mut rig = Rig::new();
+    rig.start();
+    // As Linux takes a device down: a known register at a time when it does nothing.
+    rig.write(VIRTIO_MMIO_STATUS, 0);
+    rig.write(VIRTIO_MMIO_QUEUE_SEL, 0);
+    rig.write(VIRTIO_MMIO_QUEUE_READY, 0);
+    rig.write(VIRTIO_MMIO_DRIVER_FEATURES, 1);
+    assert_eq!(rig.unknown(), (0, 0));
+    // Of the layout before virtio 1.0, only to be written, and none at all.
+    for offset in [VIRTIO_MMIO_QUEUE_PFN, VIRTIO_MMIO_QUEUE_NUM, 0xf0] {
+        assert_eq!(rig.read(offset), 0);
+    }
+    rig.write(VIRTIO_MMIO_QUEUE_PFN, 1);
+    rig.write(VIRTIO_MMIO_MAGIC_VALUE, 1);
+    assert_eq!(rig.unknown(), (3, 2));
 }
 
 /// A device that cannot start, and whose configuration changes: neither happens on demand

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::Serialize;
 use thiserror::Error;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK,
@@ -19,6 +20,7 @@ use super::queue_setup::{QueueSetup, QueueSetupError};
 use super::status::{Status, Write};
 use crate::devices::Interrupt;
 use crate::memory::GuestMemory;
+use crate::metrics::Counter;
 use crate::virtio::device::{ActivateArgs, ActivateError, VirtioDevice};
 use crate::virtio::interrupt::VirtioInterrupt;
 
@@ -49,6 +51,15 @@ pub enum TransportError {
     Activate(#[from] ActivateError),
 }
 
+/// Accesses that a device's window does not answer.
+#[derive(Debug, Default, Serialize)]
+pub struct WindowMetrics {
+    /// Reads of registers that are not there, or of the wrong width.
+    pub unknown_reads: Counter,
+    /// Writes likewise.
+    pub unknown_writes: Counter,
+}
+
 /// A virtio-mmio register window and the device behind it.
 pub struct MmioTransport {
     mem: Arc<GuestMemory>,
@@ -63,6 +74,7 @@ pub struct MmioTransport {
     driver_features: u64,
     queue_sel: u32,
     queues: Vec<QueueSetup>,
+    metrics: Arc<WindowMetrics>,
 }
 
 impl fmt::Debug for MmioTransport {
@@ -107,7 +119,13 @@ impl MmioTransport {
             driver_features: 0,
             queue_sel: 0,
             queues,
+            metrics: Arc::default(),
         })
+    }
+
+    /// The window's counters; the device has its own.
+    pub fn metrics(&self) -> Arc<WindowMetrics> {
+        Arc::clone(&self.metrics)
     }
 
     /// The queues' events, by queue index. A VMM lets KVM write them (ioeventfd): on a 4-byte
@@ -138,7 +156,10 @@ impl MmioTransport {
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
             VIRTIO_MMIO_CONFIG_GENERATION => lock(&self.device).config_generation(),
-            _ => 0,
+            _ => {
+                self.unknown(&self.metrics.unknown_reads, "reads", offset.into(), 4);
+                0
+            }
         }
     }
 
@@ -153,7 +174,17 @@ impl MmioTransport {
             VIRTIO_MMIO_QUEUE_NOTIFY => self.notify(value),
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             VIRTIO_MMIO_STATUS => self.write_status(value),
-            _ => self.write_queue_register(offset, value),
+            // Features at a wrong time; a shared memory region, of which there is none.
+            VIRTIO_MMIO_DRIVER_FEATURES | VIRTIO_MMIO_SHM_SEL => {}
+            VIRTIO_MMIO_QUEUE_READY
+            | VIRTIO_MMIO_QUEUE_NUM
+            | VIRTIO_MMIO_QUEUE_DESC_LOW
+            | VIRTIO_MMIO_QUEUE_DESC_HIGH
+            | VIRTIO_MMIO_QUEUE_AVAIL_LOW
+            | VIRTIO_MMIO_QUEUE_AVAIL_HIGH
+            | VIRTIO_MMIO_QUEUE_USED_LOW
+            | VIRTIO_MMIO_QUEUE_USED_HIGH => self.write_queue_register(offset, value),
+            _ => self.unknown(&self.metrics.unknown_writes, "writes", offset.into(), 4),
         }
     }
 
@@ -256,6 +287,17 @@ impl MmioTransport {
         }
     }
 
+    /// The driver uses a register that is not there.
+    fn unknown(&self, counter: &Counter, what: &str, offset: u64, width: usize) {
+        if counter.is_first() {
+            tracing::warn!(
+                "the driver {what} {width} bytes at {offset:#x} of the window of a virtio device \
+                 of type {}, where no such register is; more of that is counted",
+                self.device_type
+            );
+        }
+    }
+
     fn features_acceptable(&self) -> bool {
         self.driver_features & !self.device_features == 0
             && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
@@ -283,6 +325,8 @@ impl MutDeviceMmio for MmioTransport {
             lock(&self.device).read_config(offset, data);
         } else if let (Ok(offset), 4) = (u32::try_from(offset), data.len()) {
             data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+        } else {
+            self.unknown(&self.metrics.unknown_reads, "reads", offset, data.len());
         }
     }
 
@@ -291,6 +335,8 @@ impl MutDeviceMmio for MmioTransport {
             lock(&self.device).write_config(offset, data);
         } else if let (Ok(offset), Ok(value)) = (u32::try_from(offset), data.try_into()) {
             self.write_register(offset, u32::from_le_bytes(value));
+        } else {
+            self.unknown(&self.metrics.unknown_writes, "writes", offset, data.len());
         }
     }
 }

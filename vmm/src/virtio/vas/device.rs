@@ -50,13 +50,6 @@ impl Vas {
     }
 }
 
-impl Drop for Vas {
-    fn drop(&mut self) {
-        let (device, server) = (&self.metrics, self.server.metrics());
-        tracing::debug!(?device, ?server, "the virtio-vas device has ended");
-    }
-}
-
 impl VirtioDevice for Vas {
     fn device_type(&self) -> u32 {
         VIRTIO_VAS_DEVICE_ID

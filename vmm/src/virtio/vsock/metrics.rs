@@ -1,9 +1,11 @@
 //! What a vsock device counts.
 
+use serde::Serialize;
+
 use crate::metrics::Counter;
 
 /// Counters of one vsock device.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct VsockMetrics {
     /// Streams opened, by either side.
     pub opened: Counter,
