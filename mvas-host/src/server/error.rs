@@ -58,6 +58,9 @@ pub enum ServerError {
         /// Why it failed.
         source: io::Error,
     },
+    /// What was published may lack what a device wrote.
+    #[error("the guest's memory is lost: the host had none for a page of it")]
+    Lost,
     /// The device is being reset.
     #[error("the device was stopped in the middle of a request")]
     Stopped,
@@ -73,7 +76,7 @@ impl ServerError {
             Self::NotGranted => Status::NotFound,
             Self::State(_) => Status::State,
             Self::Limit => Status::Limit,
-            Self::Host { .. } | Self::Stopped => Status::Host,
+            Self::Host { .. } | Self::Lost | Self::Stopped => Status::Host,
             Self::Store(error) => match error {
                 StoreError::Name(_) | StoreError::Label => Status::BadRequest,
                 StoreError::NotFound(_) => Status::NotFound,

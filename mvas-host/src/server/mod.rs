@@ -176,6 +176,9 @@ impl Server {
             let Open::Draft(draft) = open else {
                 return Err(ServerError::State("COMMIT of a complete snapshot"));
             };
+            if self.memory.is_lost() {
+                return Err(ServerError::Lost);
+            }
             let snapshot = self.run.commit(&mut draft.draft)?;
             self.metrics.commits.inc();
             *open = Open::Complete(snapshot);
