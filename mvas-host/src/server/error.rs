@@ -81,7 +81,9 @@ impl ServerError {
                 StoreError::Name(_) | StoreError::Label => Status::BadRequest,
                 StoreError::NotFound(_) => Status::NotFound,
                 StoreError::Exists(_) | StoreError::Drafted(_) => Status::Exists,
-                StoreError::Limit { .. } | StoreError::Full(_) => Status::NoSpace,
+                StoreError::Limit { .. } | StoreError::Promised { .. } | StoreError::Full(_) => {
+                    Status::NoSpace
+                }
                 StoreError::BadMeta(_) | StoreError::Broken { .. } => Status::BadMeta,
                 _ => Status::Host,
             },
