@@ -49,6 +49,17 @@ fn mount_makes_a_tmpfs_with_huge_pages_for_the_owner_of_the_directory() {
 }
 
 #[test]
+fn a_mount_of_limited_size_promises_each_vm_its_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "mkdir -m 700 @DIR/s && @MVASVM store mount --size 64M --store @DIR/s &&
+        grep @DIR/s /proc/mounts";
+    let Some((out, err)) = with_own_mounts(folder.path(), script) else {
+        return;
+    };
+    assert!(out.contains("size=65536k"), "{out}{err}");
+}
+
+#[test]
 fn mount_hides_nothing_and_follows_no_link() {
     let shm = Shm::with_snapshots();
     let script = "@MVASVM store mount --store @DIR/store; ln -s @DIR @DIR/link
