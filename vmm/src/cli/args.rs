@@ -63,7 +63,7 @@ pub(super) enum Command {
 
 {}", codes::HELP))]
 pub(super) struct RunArgs {
-    /// Name of the VM, for the other commands [default: vm-PID]
+    /// Name of the VM, for the other commands and for whose its snapshots are [default: a new one]
     #[arg(long, value_name = "NAME")]
     pub name: Option<VmName>,
     /// Guest memory: a number with K, M, G or T, of MiB without; may exceed the host's
