@@ -10,6 +10,7 @@ use super::error::failed;
 use super::extent::{BLOCK, Extent, ExtentRun};
 use super::id::{RunId, SnapshotName};
 use super::ledger::{Ledger, blocks_of};
+use super::manifest::Head;
 use super::uses::{Held, UsesFile};
 use super::{Store, StoreError, sweep};
 use crate::ram::RamFile;
@@ -262,13 +263,38 @@ impl StoreRun {
     /// # Errors
     /// There is no such snapshot, it is broken, or there is no space to note its use.
     pub fn open(&self, name: &SnapshotName) -> Result<OpenSnapshot, StoreError> {
-        let mut state = self.state();
-        let locked = self.store().lock()?;
-        let manifest = locked.load(name)?;
-        let label = locked.label(name)?;
-        let held: Vec<Extent> = manifest.needed().extents().collect();
-        state.hold(&held)?;
-        Ok(OpenSnapshot::new(self, manifest, label, held))
+        self.open_if(name, |_| true)
+    }
+
+    /// As [`Self::open`], if `may` takes it, which is asked before much is read.
+    ///
+    /// # Errors
+    /// As there; [`StoreError::NotFound`] if `may` does not take it.
+    pub fn open_if(
+        &self,
+        name: &SnapshotName,
+        may: impl FnOnce(&Head) -> bool,
+    ) -> Result<OpenSnapshot, StoreError> {
+        let (loaded, label, held) = {
+            let mut state = self.state();
+            let locked = self.store().lock()?;
+            let loaded = locked.load_head(name)?;
+            if !may(&loaded.head) {
+                return Err(StoreError::NotFound(name.clone()));
+            }
+            locked.check_extents(&loaded.head)?;
+            let label = locked.label(name)?;
+            let held: Vec<Extent> = loaded.head.needed().extents().collect();
+            state.hold(&held)?;
+            (loaded, label, held)
+        };
+        match loaded.load_meta() {
+            Ok(manifest) => Ok(OpenSnapshot::new(self, manifest, label, held)),
+            Err(error) => {
+                self.let_go(&held)?;
+                Err(error)
+            }
+        }
     }
 
     pub(super) fn ram_path(&self) -> std::path::PathBuf {

@@ -340,6 +340,32 @@ fn the_limit_counts_what_drafts_and_open_snapshots_keep_of_what_is_gone() {
 }
 
 #[test]
+fn who_may_not_open_a_snapshot_does_not_make_the_host_read_it() {
+    let shm = Shm::with_limit(2 * BLOCK);
+    let run = shm.store.start_run("vm", 16 * MIB).unwrap();
+    drop(snapshot(&run, "s", &[0]).unwrap());
+    // Its metadata, which comes last, is damaged.
+    let path = shm.path().join("snapshots/s.snap");
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let open = |may: bool| {
+        let opened = run.open_if(&name("s"), |head| {
+            assert_eq!(head.vm, "vm");
+            may
+        });
+        opened.unwrap_err()
+    };
+    assert!(matches!(open(false), StoreError::NotFound(_)));
+    assert!(matches!(open(true), StoreError::Broken { .. }));
+    // What could not be opened is not held.
+    shm.store.remove(&name("s")).unwrap();
+    let mut draft = run.draft(name("t")).unwrap();
+    run.reserve(&mut draft, 2, &[]).unwrap();
+    shm.is_right();
+}
+
+#[test]
 fn only_what_is_the_runs_own_can_be_used_or_given_back() {
     let shm = Shm::new();
     let run = shm.store.start_run("vm", 4 * MIB).unwrap();
