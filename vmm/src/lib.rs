@@ -12,6 +12,9 @@ pub mod metrics;
 pub mod run;
 #[cfg(test)]
 mod test_store;
+#[cfg(test)]
+#[path = "../tests/vas/tmpfs.rs"]
+mod test_tmpfs;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

@@ -16,6 +16,9 @@ impl Server {
     ) -> Result<(), ServerError> {
         self.check_ram(pages.iter().map(|page| page.block()))?;
         call.answer.value = draft.packed_pages;
+        let pages_after = draft.packed_pages + pages.len() as u64;
+        let more = pages_after.div_ceil(BLOCK_PAGES) - draft.packed().len() as u64;
+        self.run.reserve(draft, more, &[])?;
         let mut left = pages;
         while !left.is_empty() {
             call.check_stopping()?;
@@ -39,7 +42,6 @@ impl Server {
     fn packing(&self, draft: &mut Draft) -> Result<(Extent, u64), ServerError> {
         let at = draft.packed_pages % BLOCK_PAGES;
         if draft.packed().len() as u64 * BLOCK_PAGES == draft.packed_pages {
-            self.run.reserve(draft, 1)?;
             let range = self.run.allocate(1)?;
             draft.push_packed(range)?;
         }

@@ -58,6 +58,9 @@ pub enum ServerError {
         /// Why it failed.
         source: io::Error,
     },
+    /// What was published may lack what a device wrote.
+    #[error("the guest's memory is lost: the host had none for a page of it")]
+    Lost,
     /// The device is being reset.
     #[error("the device was stopped in the middle of a request")]
     Stopped,
@@ -73,12 +76,14 @@ impl ServerError {
             Self::NotGranted => Status::NotFound,
             Self::State(_) => Status::State,
             Self::Limit => Status::Limit,
-            Self::Host { .. } | Self::Stopped => Status::Host,
+            Self::Host { .. } | Self::Lost | Self::Stopped => Status::Host,
             Self::Store(error) => match error {
                 StoreError::Name(_) | StoreError::Label => Status::BadRequest,
                 StoreError::NotFound(_) => Status::NotFound,
                 StoreError::Exists(_) | StoreError::Drafted(_) => Status::Exists,
-                StoreError::Limit { .. } | StoreError::Full(_) => Status::NoSpace,
+                StoreError::Limit { .. } | StoreError::Promised { .. } | StoreError::Full(_) => {
+                    Status::NoSpace
+                }
                 StoreError::BadMeta(_) | StoreError::Broken { .. } => Status::BadMeta,
                 _ => Status::Host,
             },

@@ -91,18 +91,22 @@ pub trait GuestMapping: Send + Sync {
     /// Copies pages to consecutive places of `file`, in huge pages where it has them.
     ///
     /// # Errors
-    /// The host has no memory.
+    /// The host has no memory for them (`ENOSPC`), or for a page that the guest never touched.
     fn copy_out(&self, pages: &[GuestPage], file: &File, to: FileOffset) -> io::Result<()>;
 
     /// Writes a block: from `file`, or zeroes.
     ///
     /// # Errors
-    /// The host has no memory.
+    /// The host has no memory for it (`ENOSPC`): the block is as it was.
     fn fill(&self, block: GuestBlock, from: Option<(&File, FileOffset)>) -> io::Result<()>;
 
     /// Maps the pages that `range` of `file` has, and that blocks from `at` on show, before
     /// the guest touches them. A hint.
     fn populate(&self, at: GuestBlock, file: &File, range: FileRange);
+
+    /// Whether guest memory is no longer what is shown here, because the host had no page when
+    /// a device needed one. The VM is about to end, and must complete no snapshot.
+    fn is_lost(&self) -> bool;
 }
 
 /// A range of guest RAM: at the start of a VM, each of its blocks shows the block of the

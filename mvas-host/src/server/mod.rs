@@ -176,6 +176,9 @@ impl Server {
             let Open::Draft(draft) = open else {
                 return Err(ServerError::State("COMMIT of a complete snapshot"));
             };
+            if self.memory.is_lost() {
+                return Err(ServerError::Lost);
+            }
             let snapshot = self.run.commit(&mut draft.draft)?;
             self.metrics.commits.inc();
             *open = Open::Complete(snapshot);
@@ -185,17 +188,18 @@ impl Server {
 
     fn open(&self, name: &SnapshotName, call: &mut Call<'_>) -> Result<(), ServerError> {
         lock(&self.handles).check_room(0)?;
-        let opened = self.run.open(name);
-        let granted = match &opened {
-            Ok(snapshot) => self.is_granted(snapshot),
-            // It may not even tell whose it is.
-            Err(StoreError::Broken { .. }) => {
-                self.grant == Grant::All || self.granted(name)?.is_some()
+        // What it is comes first: none but those who may have it make the host read all of it.
+        let mut granted = None;
+        let opened = self
+            .run
+            .open_if(name, |head| *granted.insert(self.is_granted(head)));
+        match (&opened, granted) {
+            (_, Some(false)) => return Err(ServerError::NotGranted),
+            // It does not even tell whose it is.
+            (Err(StoreError::Broken { .. }), None) if self.grant == Grant::Own => {
+                return Err(ServerError::NotGranted);
             }
-            Err(_) => true,
-        };
-        if !granted {
-            return Err(ServerError::NotGranted);
+            _ => {}
         }
         let snapshot = opened?;
         let described = describe(&snapshot, snapshot.label());

@@ -48,8 +48,9 @@ impl Server {
         blocks: &[GuestBlock],
         call: &Call<'_>,
     ) -> Result<(), ServerError> {
-        let (new, written) = self.look(blocks)?;
-        self.run.reserve(draft, new + written.len() as u64)?;
+        let (new, written, shown) = self.look(blocks)?;
+        let new = new + written.len() as u64;
+        self.run.reserve(draft, new, &shown)?;
         // Not under the lock: it takes long.
         let copies = self.copy_blocks(&written, call)?;
         self.metrics.copied_again.add(copies.len() as u64);
@@ -108,22 +109,27 @@ impl Server {
         Ok(self.run.release_extents(&hidden)?)
     }
 
-    /// How many of the blocks are shared; and which are private and were written to.
-    fn look(&self, blocks: &[GuestBlock]) -> Result<(u64, Vec<GuestBlock>), ServerError> {
+    /// How many of the blocks are shared; which are private and were written to; and which
+    /// extents the others show.
+    fn look(
+        &self,
+        blocks: &[GuestBlock],
+    ) -> Result<(u64, Vec<GuestBlock>, Vec<Extent>), ServerError> {
         let view = self.view();
-        let (mut shared, mut written) = (0, Vec::new());
+        let (mut shared, mut written, mut shown) = (0, Vec::new(), Vec::new());
         for block in blocks {
             match view.table.get(*block) {
-                Some(Shown::Extent(_)) => {
+                Some(Shown::Extent(extent)) => {
                     let is_written = self.memory.is_written(*block);
-                    if is_written.map_err(cannot("look at a block's pages"))? {
-                        written.push(*block);
+                    match is_written.map_err(cannot("look at a block's pages"))? {
+                        true => written.push(*block),
+                        false => shown.push(extent),
                     }
                 }
                 _ => shared += 1,
             }
         }
-        Ok((shared, written))
+        Ok((shared, written, shown))
     }
 
     /// MAP: guest blocks show blocks of a snapshot.

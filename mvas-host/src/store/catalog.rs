@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use super::error::failed;
@@ -155,8 +155,15 @@ impl Locked<'_> {
 
     /// Reads a snapshot and verifies all of it.
     pub fn load(&self, name: &SnapshotName) -> Result<Manifest, StoreError> {
+        let loaded = self.load_head(name)?;
+        self.check_extents(&loaded.head)?;
+        loaded.load_meta()
+    }
+
+    /// Reads what a snapshot is, and verifies that.
+    pub fn load_head(&self, name: &SnapshotName) -> Result<LoadedHead, StoreError> {
         let path = self.dir().manifest(name);
-        let Some(mut file) = open(&path)? else {
+        let Some(file) = open(&path)? else {
             return Err(StoreError::NotFound(name.clone()));
         };
         let broken = |source| StoreError::Broken {
@@ -164,22 +171,24 @@ impl Locked<'_> {
             source,
         };
         let head = read_head(&file, &path)?.map_err(broken)?;
-        let mut meta = Vec::new(); // the rest, whose length was checked
-        file.read_to_end(&mut meta).map_err(failed("read", &path))?;
-        manifest::check_meta(&head, &meta).map_err(broken)?;
         if head.name != *name {
             return Err(broken(ManifestError::Disagrees("the name")));
         }
-        if let Some(run) = self.missing(&head)? {
-            return Err(broken(ManifestError::NoExtent {
-                run: run.run,
-                block: run.first,
-            }));
+        Ok(LoadedHead { file, path, head })
+    }
+
+    /// Verifies that all extents of a snapshot are there.
+    pub fn check_extents(&self, head: &Head) -> Result<(), StoreError> {
+        match self.missing(head)? {
+            None => Ok(()),
+            Some(run) => Err(StoreError::Broken {
+                name: head.name.clone(),
+                source: ManifestError::NoExtent {
+                    run: run.run,
+                    block: run.first,
+                },
+            }),
         }
-        Ok(Manifest {
-            head: Arc::new(head),
-            meta: meta.into(),
-        })
     }
 
     /// Blocks that a manifest names and no RAM file has.
@@ -202,6 +211,31 @@ impl Locked<'_> {
             }
         }
         Ok(None)
+    }
+}
+
+/// A snapshot whose metadata was not read yet.
+pub(super) struct LoadedHead {
+    file: File,
+    path: PathBuf,
+    pub head: Head,
+}
+
+impl LoadedHead {
+    /// Verifies the rest, which may be much: without the store's lock, for a manifest never
+    /// changes, and whoever is about to use the extents has entered them.
+    pub fn load_meta(mut self) -> Result<Manifest, StoreError> {
+        let mut meta = Vec::new(); // its length was checked
+        let read = self.file.read_to_end(&mut meta);
+        read.map_err(failed("read", &self.path))?;
+        manifest::check_meta(&self.head, &meta).map_err(|source| StoreError::Broken {
+            name: self.head.name.clone(),
+            source,
+        })?;
+        Ok(Manifest {
+            head: Arc::new(self.head),
+            meta: meta.into(),
+        })
     }
 }
 

@@ -14,7 +14,7 @@ use super::error::failed;
 use super::id::{RunId, SnapshotName};
 
 const VERSION: &str = "mvas-store 1\n";
-pub(super) const FOLDERS: [&str; 5] = ["ram", "uses", "snapshots", "drafts", "labels"];
+pub(super) const FOLDERS: [&str; 6] = ["ram", "uses", "held", "snapshots", "drafts", "labels"];
 
 /// A directory that has been checked. Nobody but us can change what is in it.
 #[derive(Debug)]
@@ -112,6 +112,10 @@ impl StoreDir {
 
     pub fn uses(&self, run: RunId) -> PathBuf {
         self.0.join(format!("uses/{run}"))
+    }
+
+    pub fn held(&self, run: RunId) -> PathBuf {
+        self.0.join(format!("held/{run}"))
     }
 
     pub fn draft(&self, name: &SnapshotName) -> PathBuf {

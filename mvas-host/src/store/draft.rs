@@ -15,9 +15,8 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::libc::O_TMPFILE;
 use nix::unistd::linkat;
 
-use super::catalog::Catalog;
 use super::error::failed;
-use super::extent::{BLOCK, Extent, ExtentList};
+use super::extent::{BLOCK, Extent, ExtentList, ExtentSet};
 use super::id::SnapshotName;
 use super::label::Label;
 use super::manifest::{self, Head, Manifest, ManifestError};
@@ -94,9 +93,10 @@ impl Draft {
     /// # Errors
     /// The run does not use one of them.
     pub fn push_blocks(&mut self, extents: &[Extent]) -> Result<u64, StoreError> {
-        self.run.use_extents(extents)?;
+        self.run.hold_extents(extents)?;
         let index = self.blocks.len() as u64;
         self.blocks.extend(extents);
+        self.has_got(extents)?;
         Ok(index)
     }
 
@@ -107,22 +107,39 @@ impl Draft {
     /// The range is not this run's, or there is no space to note it.
     pub fn push_packed(&mut self, range: FileRange) -> Result<(), StoreError> {
         let extents = self.run.own_extents(range)?;
-        self.run.use_extents(&extents)?;
-        self.packed.extend(extents);
-        Ok(())
+        self.run.hold_extents(&extents)?;
+        self.packed.extend(&extents);
+        self.has_got(&extents)
     }
 
-    pub(super) fn reserve(&mut self, blocks: u64) -> Result<(), StoreError> {
-        let locked = self.run.store().lock()?;
-        let wanted = blocks.saturating_mul(BLOCK);
+    /// These count by themselves now.
+    fn has_got(&mut self, extents: &[Extent]) -> Result<(), StoreError> {
+        self.keep(self.reserved.saturating_sub(extents.len() as u64))
+    }
+
+    pub(super) fn reserve(&mut self, blocks: u64, shown: &[Extent]) -> Result<(), StoreError> {
+        let run = self.run.clone();
+        let locked = run.store().lock()?;
+        self.keep(0)?;
+        let new = blocks.saturating_mul(BLOCK);
+        let mut kept = blocks;
         if let Some(limit) = locked.store.0.limit {
             let catalog = locked.catalog()?;
-            let used = locked.taken(&catalog)?;
-            check_limit(used, wanted, limit)?;
+            let charged = locked.charged(&catalog)?;
+            let shown: ExtentSet = shown.iter().copied().collect();
+            kept = kept.saturating_add(shown.minus(&charged).len());
+            let used = locked.taken(&catalog, &charged)?;
+            check_limit(used, kept.saturating_mul(BLOCK), limit)?;
         }
-        let reserved = self.reserved.saturating_add(blocks);
-        self.note_reserved(reserved)?;
-        self.reserved = reserved;
+        locked.check_room(new)?;
+        self.keep(kept)
+    }
+
+    fn keep(&mut self, blocks: u64) -> Result<(), StoreError> {
+        if blocks != self.reserved {
+            self.note_reserved(blocks)?;
+            self.reserved = blocks;
+        }
         Ok(())
     }
 
@@ -138,7 +155,7 @@ impl Draft {
             source,
         })?;
         let locked = self.run.store().lock()?;
-        self.check_room(&locked, &head, bytes.len() as u64)?;
+        self.check_room(&locked, bytes.len() as u64)?;
         locked.complete(&self.name, &self.label, &bytes)?;
         drop(locked);
         let label = mem::take(&mut self.label);
@@ -184,17 +201,16 @@ impl Draft {
         })
     }
 
-    fn check_room(&self, locked: &Locked<'_>, head: &Head, bytes: u64) -> Result<(), StoreError> {
+    /// Whether the limit has room for the manifest: the blocks are charged already.
+    fn check_room(&self, locked: &Locked<'_>, bytes: u64) -> Result<(), StoreError> {
         let Some(limit) = locked.store.0.limit else {
             return Ok(());
         };
         let catalog = locked.catalog()?;
-        let taken = locked.taken(&catalog)?;
-        let new = head.needed().minus(&catalog.needed()).len() * BLOCK;
-        // What it kept room for is now counted as its blocks.
+        let used = locked.taken(&catalog, &locked.charged(&catalog)?)?;
+        // What it kept room for and did not use is not needed any more.
         let kept = self.reserved.saturating_mul(BLOCK);
-        let used = taken.saturating_sub(kept);
-        check_limit(used, new.saturating_add(bytes), limit)
+        check_limit(used.saturating_sub(kept), bytes, limit)
     }
 }
 
@@ -203,7 +219,7 @@ impl Drop for Draft {
         // Still locked, so the name is ours. What fails here, the next who opens the store does.
         let _ = fs::remove_file(&self.path);
         self.blocks.append(&mut self.packed);
-        let _ = self.run.release_extents(&self.blocks);
+        let _ = self.run.let_go(&self.blocks);
     }
 }
 
@@ -219,26 +235,6 @@ fn check_limit(used: u64, wanted: u64, limit: u64) -> Result<(), StoreError> {
 }
 
 impl Locked<'_> {
-    /// Bytes that snapshots take, and that drafts keep room for.
-    fn taken(&self, catalog: &Catalog) -> Result<u64, StoreError> {
-        let mut bytes = catalog.bytes + catalog.needed().len() * BLOCK;
-        for name in self.dir().list("drafts")? {
-            let Ok(name) = name.parse::<SnapshotName>() else {
-                continue;
-            };
-            let path = self.dir().draft(&name);
-            let Some(file) = catalog::open(&path)? else {
-                continue;
-            };
-            let mut blocks = [0; 8];
-            if catalog::is_locked(&file, &path)? && file.read_exact_at(&mut blocks, 0).is_ok() {
-                let kept = u64::from_le_bytes(blocks).saturating_mul(BLOCK);
-                bytes = bytes.saturating_add(kept);
-            }
-        }
-        Ok(bytes)
-    }
-
     /// Makes a snapshot: with its manifest it is there. Its label comes first; where that is
     /// all, the next sweep removes it.
     fn complete(
@@ -326,6 +322,6 @@ impl Deref for OpenSnapshot {
 impl Drop for OpenSnapshot {
     fn drop(&mut self) {
         // What fails here is done when the run ends.
-        let _ = self.run.release_extents(&self.held);
+        let _ = self.run.let_go(&self.held);
     }
 }

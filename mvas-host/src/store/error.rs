@@ -21,7 +21,7 @@ pub enum StoreError {
     )]
     Name(String),
     /// Text that cannot name a VM.
-    #[error("{0:?} cannot name a VM in the store: use 1 to 127 bytes without NUL")]
+    #[error("{0:?} cannot name a VM in the store: use 1 to 119 bytes without NUL")]
     VmName(String),
     /// Text that cannot be a label.
     #[error("a snapshot's label has at most 1023 bytes of text without control characters")]
@@ -94,6 +94,21 @@ pub enum StoreError {
         used: u64,
         /// Bytes that they may.
         limit: u64,
+        /// Bytes that were asked for.
+        wanted: u64,
+    },
+    /// The rest of the file system is promised to VMs.
+    #[error(
+        "no space: {} MiB are needed, and the file system of {} has {} MiB free, of which {} are promised to running VMs and their snapshots; remove snapshots (mvasvm snapshots rm), end VMs (mvasvm ls), or make it larger (mount -o remount,size=…)",
+        wanted.div_ceil(1 << 20), path.display(), free >> 20, promised.div_ceil(1 << 20)
+    )]
+    Promised {
+        /// The store.
+        path: PathBuf,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes of them that running VMs may yet take.
+        promised: u64,
         /// Bytes that were asked for.
         wanted: u64,
     },

@@ -26,6 +26,7 @@ mod ledger;
 mod manifest;
 pub mod meta;
 mod report;
+mod room;
 mod run;
 mod sweep;
 mod uses;
@@ -46,6 +47,7 @@ pub use id::{RunId, SnapshotName};
 pub use label::Label;
 pub use manifest::{Head, Manifest, ManifestError};
 pub use report::{CheckReport, Kept, Problem, SnapshotEntry, SnapshotFacts, SnapshotState, User};
+pub use room::Room;
 pub use run::StoreRun;
 pub use sweep::{BrokenSnapshot, Freed};
 

@@ -257,12 +257,13 @@ impl Locked<'_> {
     /// Nothing but what belongs there, and nothing of the dead.
     fn check_names(&self, report: &mut CheckReport) -> Result<(), StoreError> {
         type Known = fn(&str) -> bool;
-        let known: [(&str, Known); 6] = [
+        let known: [(&str, Known); 7] = [
             ("", |name| {
                 ["version", "lock"].contains(&name) || FOLDERS.contains(&name)
             }),
             ("ram", |name| is_name::<RunId>(name, ".ram")),
             ("uses", |name| is_name::<RunId>(name, "")),
+            ("held", |name| is_name::<RunId>(name, "")),
             ("drafts", |name| is_name::<SnapshotName>(name, "")),
             ("labels", |name| {
                 is_name::<SnapshotName>(name, "") || name == UNFINISHED

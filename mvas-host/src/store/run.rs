@@ -10,7 +10,8 @@ use super::error::failed;
 use super::extent::{BLOCK, Extent, ExtentRun};
 use super::id::{RunId, SnapshotName};
 use super::ledger::{Ledger, blocks_of};
-use super::uses::UsesFile;
+use super::manifest::Head;
+use super::uses::{Held, UsesFile};
 use super::{Store, StoreError, sweep};
 use crate::ram::RamFile;
 use crate::range::{FileOffset, FileRange};
@@ -37,20 +38,31 @@ struct Inner {
 struct State {
     ledger: Ledger,
     uses: UsesFile,
+    /// Of what is used, what drafts and opened snapshots have.
+    held: Held,
 }
 
 impl StoreRun {
     pub(super) fn start(store: &Store, vm: &str, mem_bytes: u64) -> Result<Self, StoreError> {
-        let _locked = store.lock()?;
-        let id = RunId::random().map_err(failed("read", "/dev/urandom".as_ref()))?;
         let blocks = mem_bytes.div_ceil(BLOCK);
+        let mem_bytes = blocks.saturating_mul(BLOCK);
+        let locked = store.lock()?;
+        locked.check_room(mem_bytes)?;
+        let id = RunId::random().map_err(failed("read", "/dev/urandom".as_ref()))?;
         // First what says that it uses nothing: a crash in between leaves no memory behind.
-        let uses = UsesFile::create(store.dir().uses(id), vm)?;
-        let ram = RamFile::create(&store.dir().ram(id), blocks.saturating_mul(BLOCK));
-        let ram = ram.inspect_err(|_| {
+        let files = || {
+            let uses = UsesFile::create(store.dir().uses(id), vm, mem_bytes)?;
+            let held = UsesFile::create(store.dir().held(id), vm, mem_bytes)?;
+            let ram = RamFile::create(&store.dir().ram(id), mem_bytes)?;
+            Ok((uses, held, ram))
+        };
+        let made: Result<_, StoreError> = files();
+        let (uses, held, ram) = made.inspect_err(|_| {
             // Whoever opens the store next does it otherwise.
-            let _ = fs::remove_file(store.dir().uses(id));
-            let _ = fs::remove_file(store.dir().ram(id));
+            let dir = store.dir();
+            for path in [dir.uses(id), dir.held(id), dir.ram(id)] {
+                let _ = fs::remove_file(path);
+            }
         })?;
         Ok(Self(Arc::new(Inner {
             store: store.clone(),
@@ -60,6 +72,7 @@ impl StoreRun {
             state: Mutex::new(State {
                 ledger: Ledger::new(id, blocks),
                 uses,
+                held: Held::new(held),
             }),
         })))
     }
@@ -201,13 +214,39 @@ impl StoreRun {
         Draft::new(self, name)
     }
 
-    /// Makes sure that `blocks` more new blocks fit into the store's limit, and keeps that
-    /// room for the draft. Before they are made.
+    /// Makes sure that what a draft gets next finds room: `blocks` new blocks, and `shown`,
+    /// extents that the guest sees already. Keeps it until the draft has so many, instead of
+    /// what was kept before. To be called before the new blocks are made.
     ///
     /// # Errors
-    /// [`StoreError::Limit`].
-    pub fn reserve(&self, draft: &mut Draft, blocks: u64) -> Result<(), StoreError> {
-        draft.reserve(blocks)
+    /// [`StoreError::Limit`]; [`StoreError::Promised`].
+    pub fn reserve(
+        &self,
+        draft: &mut Draft,
+        blocks: u64,
+        shown: &[Extent],
+    ) -> Result<(), StoreError> {
+        draft.reserve(blocks, shown)
+    }
+
+    /// As [`Self::use_extents`], for a draft: they count as the store's from now on.
+    pub(super) fn hold_extents(&self, extents: &[Extent]) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if let Some(unknown) = state.ledger.unknown(extents) {
+            return Err(StoreError::NotInUse(unknown));
+        }
+        let _locked = self.store().lock()?;
+        state.hold(extents)
+    }
+
+    /// A draft or an opened snapshot has these no longer.
+    pub(super) fn let_go(&self, extents: &[Extent]) -> Result<(), StoreError> {
+        let struck = {
+            let mut state = self.state();
+            let _locked = self.store().lock()?;
+            state.held.remove(extents)
+        };
+        self.release_extents(extents).and(struck)
     }
 
     /// Makes a draft a complete snapshot, at once; the draft is empty then.
@@ -224,15 +263,38 @@ impl StoreRun {
     /// # Errors
     /// There is no such snapshot, it is broken, or there is no space to note its use.
     pub fn open(&self, name: &SnapshotName) -> Result<OpenSnapshot, StoreError> {
-        let mut state = self.state();
-        let locked = self.store().lock()?;
-        let manifest = locked.load(name)?;
-        let label = locked.label(name)?;
-        let held: Vec<Extent> = manifest.needed().extents().collect();
-        let new = state.ledger.without_record(&held);
-        state.uses.add(&new)?;
-        state.ledger.hold(&held);
-        Ok(OpenSnapshot::new(self, manifest, label, held))
+        self.open_if(name, |_| true)
+    }
+
+    /// As [`Self::open`], if `may` takes it, which is asked before much is read.
+    ///
+    /// # Errors
+    /// As there; [`StoreError::NotFound`] if `may` does not take it.
+    pub fn open_if(
+        &self,
+        name: &SnapshotName,
+        may: impl FnOnce(&Head) -> bool,
+    ) -> Result<OpenSnapshot, StoreError> {
+        let (loaded, label, held) = {
+            let mut state = self.state();
+            let locked = self.store().lock()?;
+            let loaded = locked.load_head(name)?;
+            if !may(&loaded.head) {
+                return Err(StoreError::NotFound(name.clone()));
+            }
+            locked.check_extents(&loaded.head)?;
+            let label = locked.label(name)?;
+            let held: Vec<Extent> = loaded.head.needed().extents().collect();
+            state.hold(&held)?;
+            (loaded, label, held)
+        };
+        match loaded.load_meta() {
+            Ok(manifest) => Ok(OpenSnapshot::new(self, manifest, label, held)),
+            Err(error) => {
+                self.let_go(&held)?;
+                Err(error)
+            }
+        }
     }
 
     pub(super) fn ram_path(&self) -> std::path::PathBuf {
@@ -241,6 +303,21 @@ impl StoreRun {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Only under the store's lock. After an error nothing is held.
+    fn hold(&mut self, extents: &[Extent]) -> Result<(), StoreError> {
+        let new = self.ledger.without_record(extents);
+        self.uses.add(&new)?;
+        if let Err(error) = self.held.add(extents) {
+            // What cannot be struck out protects too much while this run lives, no more.
+            let _ = self.uses.remove(&new);
+            return Err(error);
+        }
+        self.ledger.hold(extents);
+        Ok(())
     }
 }
 

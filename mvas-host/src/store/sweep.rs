@@ -132,14 +132,16 @@ impl Locked<'_> {
             .collect()
     }
 
-    /// Removes `uses` and drafts of dead runs, and labels of snapshots that are gone.
+    /// Removes `uses`, `held` and drafts of dead runs, and labels of snapshots that are gone.
     fn forget_dead(&self, runs: &[RunState]) -> Result<(), StoreError> {
-        for name in self.dir().list("uses")? {
-            let Ok(id) = name.parse::<RunId>() else {
-                continue;
-            };
-            if !runs.iter().any(|run| run.id == id && run.alive) {
-                remove_file(&self.dir().uses(id))?;
+        for folder in ["uses", "held"] {
+            for name in self.dir().list(folder)? {
+                let Ok(id) = name.parse::<RunId>() else {
+                    continue;
+                };
+                if !runs.iter().any(|run| run.id == id && run.alive) {
+                    remove_file(&self.dir().path().join(folder).join(name))?;
+                }
             }
         }
         for name in self.dir().list("drafts")? {

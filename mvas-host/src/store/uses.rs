@@ -1,6 +1,7 @@
-//! `uses/ID`: which extents a living VM run uses. 128 bytes with the VM's name, then records
-//! of 16 bytes: run and block, or zeroes. Only its run writes it, only under the store's
-//! lock, and it means nothing once that run is dead: so it need not survive a crash.
+//! `uses/ID`: which extents a living VM run uses; `held/ID`: which of them its drafts and opened
+//! snapshots have. 128 bytes with the VM's name and the size of its memory, then records of 16
+//! bytes: run and block, or zeroes. Only its run writes them, only under the store's lock, and
+//! they mean nothing once that run is dead: so they need not survive a crash.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -15,13 +16,17 @@ use super::id::RunId;
 use crate::locked;
 
 /// Bytes for the VM's name, padded with zeroes.
-const NAME: usize = 128;
+const NAME: usize = 120;
+/// Bytes before the records: the name, and the size of the guest's memory.
+const HEAD: usize = NAME + 8;
 const RECORD: usize = 16;
 
 /// What a VM run uses.
 pub(super) struct Uses {
     pub run: RunId,
     pub vm: String,
+    /// Bytes that the guest's memory may take.
+    pub mem_bytes: u64,
     pub extents: ExtentSet,
 }
 
@@ -32,13 +37,31 @@ pub(super) fn read(run: RunId, path: &Path) -> Result<Uses, StoreError> {
         Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(failed("read", path)(e)),
     };
-    let (name, records) = bytes.split_at(NAME.min(bytes.len()));
+    let (head, records) = bytes.split_at(HEAD.min(bytes.len()));
+    let (name, mem) = head.split_at(NAME.min(head.len()));
     let name = name.split(|b| *b == 0).next().unwrap_or_default();
     Ok(Uses {
         run,
         vm: String::from_utf8_lossy(name).into_owned(),
+        mem_bytes: mem_bytes(mem),
         extents: records.chunks_exact(RECORD).filter_map(decode).collect(),
     })
+}
+
+/// The size of a run's guest memory, bytes; 0 if that is not known.
+pub(super) fn read_mem_bytes(path: &Path) -> Result<u64, StoreError> {
+    let mut head = [0; HEAD];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut head, 0));
+    match read {
+        Ok(()) => Ok(mem_bytes(&head[NAME..])),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => Ok(0),
+        Err(e) => Err(failed("read", path)(e)),
+    }
+}
+
+fn mem_bytes(field: &[u8]) -> u64 {
+    let field = field.first_chunk();
+    field.map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 fn encode(extent: Extent) -> [u8; RECORD] {
@@ -69,18 +92,19 @@ pub(super) struct UsesFile {
 }
 
 impl UsesFile {
-    pub fn create(path: PathBuf, vm: &str) -> Result<Self, StoreError> {
+    pub fn create(path: PathBuf, vm: &str, mem_bytes: u64) -> Result<Self, StoreError> {
         let valid = !vm.is_empty() && vm.len() < NAME && !vm.contains('\0');
         if !valid {
             return Err(StoreError::VmName(vm.to_owned()));
         }
-        let mut name = [0; NAME];
-        name[..vm.len()].copy_from_slice(vm.as_bytes());
+        let mut head = [0; HEAD];
+        head[..vm.len()].copy_from_slice(vm.as_bytes());
+        head[NAME..].copy_from_slice(&mem_bytes.to_le_bytes());
         let file = locked::options()
             .create_new(true)
             .open(&path)
             .map_err(failed("make", &path))?;
-        file.write_all_at(&name, 0)
+        file.write_all_at(&head, 0)
             .map_err(failed("write", &path))?;
         Ok(Self {
             file,
@@ -139,9 +163,52 @@ impl UsesFile {
     }
 }
 
+/// `held/ID`, and how many drafts and opened snapshots have each extent.
+#[derive(Debug)]
+pub(super) struct Held {
+    file: UsesFile,
+    counts: HashMap<Extent, u64>,
+}
+
+impl Held {
+    pub fn new(file: UsesFile) -> Self {
+        let counts = HashMap::new();
+        Self { file, counts }
+    }
+
+    /// Once more each. After an error none is.
+    pub fn add(&mut self, extents: &[Extent]) -> Result<(), StoreError> {
+        let mut new: Vec<_> = extents.to_vec();
+        new.sort_unstable();
+        new.dedup();
+        new.retain(|extent| !self.counts.contains_key(extent));
+        self.file.add(&new)?;
+        for extent in extents {
+            *self.counts.entry(*extent).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Once less each of what was added. After an error the file may have too many.
+    pub fn remove(&mut self, extents: &[Extent]) -> Result<(), StoreError> {
+        let mut gone = Vec::new();
+        for extent in extents {
+            match self.counts.get_mut(extent) {
+                Some(count) if *count > 1 => *count -= 1,
+                Some(_) => {
+                    self.counts.remove(extent);
+                    gone.push(*extent);
+                }
+                None => {}
+            }
+        }
+        self.file.remove(&gone)
+    }
+}
+
 /// Where a record is.
 fn position(slot: u64) -> u64 {
-    NAME as u64 + slot * RECORD as u64
+    HEAD as u64 + slot * RECORD as u64
 }
 
 #[cfg(test)]
@@ -166,7 +233,7 @@ mod tests {
         ) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("uses");
-            let mut file = UsesFile::create(path.clone(), "vm").unwrap();
+            let mut file = UsesFile::create(path.clone(), "vm", 7).unwrap();
             let mut model = BTreeSet::new();
             // Each step adds what is missing of a set, or removes it if all is there.
             for step in steps {
@@ -180,7 +247,9 @@ mod tests {
                     model.extend(new);
                 }
                 let uses = read(RunId::new(9).unwrap(), &path).unwrap();
-                prop_assert_eq!((uses.vm.as_str(), uses.extents), ("vm", set(&model)));
+                prop_assert_eq!(read_mem_bytes(&path).unwrap(), 7);
+                let said = (uses.vm.as_str(), uses.mem_bytes, uses.extents);
+                prop_assert_eq!(said, ("vm", 7, set(&model)));
             }
         }
 
@@ -190,6 +259,7 @@ mod tests {
             let path = folder.path().join("uses");
             fs::write(&path, bytes).unwrap();
             prop_assert!(read(RunId::new(9).unwrap(), &path).is_ok());
+            prop_assert!(read_mem_bytes(&path).is_ok());
         }
     }
 
@@ -197,9 +267,9 @@ mod tests {
     fn no_file_means_no_uses_and_bad_names_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("uses");
-        let long = "x".repeat(128);
+        let long = "x".repeat(120);
         for name in ["", "a\0b", &long] {
-            let made = UsesFile::create(path.clone(), name);
+            let made = UsesFile::create(path.clone(), name, 7);
             assert!(matches!(made, Err(StoreError::VmName(_))), "{name:?}");
         }
         assert!(

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use mvas_host::store::{BLOCK, SnapshotState, StoreError};
+use mvas_host::store::{BLOCK, Draft, Extent, SnapshotState, StoreError};
 
 use crate::support::{MIB, Shm, blocks, fill, metadata, name, open, own, publish, shows, snapshot};
 
@@ -270,15 +270,15 @@ fn the_limit_counts_each_extent_once_and_what_drafts_keep() {
     let run = shm.store.start_run("vm", 16 * MIB).unwrap();
     let one = snapshot(&run, "one", &[0, 1]).unwrap();
     let mut two = run.draft(name("two")).unwrap();
-    run.reserve(&mut two, 2).unwrap();
+    run.reserve(&mut two, 2, &[]).unwrap();
     let mut three = run.draft(name("three")).unwrap();
-    let refused = run.reserve(&mut three, 1);
+    let refused = run.reserve(&mut three, 1, &[]);
     assert!(
         matches!(refused, Err(StoreError::Limit { .. })),
         "{refused:?}"
     );
     drop(two);
-    run.reserve(&mut three, 1).unwrap();
+    run.reserve(&mut three, 1, &[]).unwrap();
     drop(three);
     // The same blocks again cost a manifest; new ones beyond the limit are refused.
     drop(snapshot(&run, "again", &[1, 0]).unwrap());
@@ -295,6 +295,73 @@ fn the_limit_counts_each_extent_once_and_what_drafts_keep() {
     shm.store.remove(&name("one")).unwrap();
     shm.store.remove(&name("again")).unwrap();
     run.commit(&mut big).unwrap();
+    shm.is_right();
+}
+
+#[test]
+fn the_limit_counts_what_drafts_and_open_snapshots_keep_of_what_is_gone() {
+    let shm = Shm::with_limit(3 * BLOCK);
+    let run = shm.store.start_run("vm", 16 * MIB).unwrap();
+    let full = |draft: &mut Draft, blocks: u64, shown: &[Extent]| {
+        let refused = run.reserve(draft, blocks, shown);
+        assert!(
+            matches!(refused, Err(StoreError::Limit { .. })),
+            "{refused:?}"
+        );
+    };
+    // One block in two drafts: whichever has it is charged, and once.
+    let a = publish(&run, "a", &[0]).unwrap();
+    let mut b = run.draft(name("b")).unwrap();
+    run.reserve(&mut b, 0, &[own(&run, 0)]).unwrap();
+    b.push_blocks(&[own(&run, 0)]).unwrap();
+    let mut c = run.draft(name("c")).unwrap();
+    full(&mut c, 3, &[]);
+    drop(a);
+    run.release_extents(&[own(&run, 0)]).unwrap();
+    full(&mut c, 3, &[]);
+    run.reserve(&mut c, 2, &[]).unwrap();
+    drop((b, c));
+    // So is a removed snapshot that is open, or in a draft, until it is let go.
+    let open = snapshot(&run, "d", &[1, 2]).unwrap();
+    shm.store.remove(&name("d")).unwrap();
+    let mut e = run.draft(name("e")).unwrap();
+    full(&mut e, 2, &[]);
+    e.push_blocks(&[own(&run, 1)]).unwrap();
+    drop(open);
+    full(&mut e, 3, &[]);
+    // What only the guest sees is its memory, and is charged once a draft gets it.
+    full(&mut e, 2, &[own(&run, 2)]);
+    run.reserve(&mut e, 1, &[own(&run, 2), own(&run, 1)])
+        .unwrap();
+    drop(e);
+    let mut f = run.draft(name("f")).unwrap();
+    run.reserve(&mut f, 3, &[]).unwrap();
+    shm.is_right();
+}
+
+#[test]
+fn who_may_not_open_a_snapshot_does_not_make_the_host_read_it() {
+    let shm = Shm::with_limit(2 * BLOCK);
+    let run = shm.store.start_run("vm", 16 * MIB).unwrap();
+    drop(snapshot(&run, "s", &[0]).unwrap());
+    // Its metadata, which comes last, is damaged.
+    let path = shm.path().join("snapshots/s.snap");
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let open = |may: bool| {
+        let opened = run.open_if(&name("s"), |head| {
+            assert_eq!(head.vm, "vm");
+            may
+        });
+        opened.unwrap_err()
+    };
+    assert!(matches!(open(false), StoreError::NotFound(_)));
+    assert!(matches!(open(true), StoreError::Broken { .. }));
+    // What could not be opened is not held.
+    shm.store.remove(&name("s")).unwrap();
+    let mut draft = run.draft(name("t")).unwrap();
+    run.reserve(&mut draft, 2, &[]).unwrap();
     shm.is_right();
 }
 

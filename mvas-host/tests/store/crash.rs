@@ -142,7 +142,7 @@ fn make(run: &StoreRun, snapshot: &str, count: usize) -> Vec<Extent> {
     let mut draft = publish(run, snapshot, &numbers).unwrap();
     // And packed pages, as COPY makes them: room first, content then.
     let packed = run.allocate(1).unwrap();
-    run.reserve(&mut draft, 1).unwrap();
+    run.reserve(&mut draft, 1, &[]).unwrap();
     draft.push_packed(packed).unwrap();
     fill(run, packed.start().0 / BLOCK, byte_of(snapshot));
     draft.packed_pages = 512;

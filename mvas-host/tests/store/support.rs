@@ -159,7 +159,7 @@ pub fn shows(run: &StoreRun, extent: Extent, byte: u8) -> bool {
 pub fn publish(run: &StoreRun, snapshot: &str, blocks: &[u64]) -> Result<Draft, StoreError> {
     let extents: Vec<_> = blocks.iter().map(|block| own(run, *block)).collect();
     let mut draft = run.draft(name(snapshot))?;
-    run.reserve(&mut draft, extents.len() as u64)?;
+    run.reserve(&mut draft, extents.len() as u64, &[])?;
     run.use_extents(&extents)?;
     draft.push_blocks(&extents)?;
     draft.meta = metadata(blocks.len() as u64, 0);

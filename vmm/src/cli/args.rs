@@ -65,7 +65,7 @@ pub(super) enum Command {
 
 {}", codes::HELP))]
 pub(super) struct RunArgs {
-    /// Name of the VM, for the other commands [default: vm-PID]
+    /// Name of the VM, for the other commands and for whose its snapshots are [default: a new one]
     #[arg(long, value_name = "NAME")]
     pub name: Option<VmName>,
     /// Guest memory: a number with K, M, G or T, of MiB without; may exceed the host's
@@ -91,7 +91,8 @@ pub(super) struct RunArgs {
     /// [default: $MVAS_STORE, or /dev/shm/mvas-UID, if the guest's memory fits there]
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
-    /// The most that all snapshots of the store may take: a number with K, M, G or T
+    /// The most that all snapshots of the store may take: a number with K, M, G or T [default:
+    /// what its file system has beyond the memory of all running VMs]
     #[arg(long, value_name = "SIZE", value_parser = bytes_of)]
     pub store_limit: Option<u64>,
     /// Use a store that is not in a tmpfs, for tests

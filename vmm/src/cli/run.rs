@@ -1,6 +1,7 @@
 //! `mvasvm run`: where a VM runs, and in whose name.
 
 use std::ffi::OsString;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -75,7 +76,7 @@ impl Wanted {
         Ok(Self {
             name: match &args.name {
                 Some(name) => name.clone(),
-                None => format!("vm-{}", std::process::id()).parse()?,
+                None => any_name()?,
             },
             kernel: paths::kernel(args.kernel.as_deref())?,
             image,
@@ -107,12 +108,20 @@ impl Wanted {
     }
 }
 
+/// A name for a VM that was given none: one that no other had or will have, for snapshots
+/// outlive a VM and belong to whoever has its name.
+fn any_name() -> Result<VmName> {
+    // The standard library's hasher has a random key of 128 bits.
+    let random = RandomState::new().hash_one(std::process::id());
+    Ok(format!("vm-{random:016x}").parse()?)
+}
+
 /// Starts the same command as a process of its own session, and waits until its guest takes
 /// commands.
 fn detach(args: &RunArgs) -> Result<u8> {
     let name = match &args.name {
         Some(name) => name.clone(),
-        None => format!("vm-{}", std::process::id()).parse()?,
+        None => any_name()?,
     };
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -161,4 +170,14 @@ fn detach(args: &RunArgs) -> Result<u8> {
     let status = child.wait().context("cannot wait for the monitor")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.filter(|code| *code != 0).unwrap_or(codes::FAILED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_vm_without_a_name_gets_that_of_another() {
+        assert_ne!(any_name().unwrap(), any_name().unwrap());
+    }
 }

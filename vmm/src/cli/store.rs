@@ -1,14 +1,16 @@
 //! `mvasvm store`: the directory that snapshots live in.
 
 use std::env;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use mvas_host::store::{BrokenSnapshot, Store, StoreOptions};
+use mvasvm::config::bytes_of;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
@@ -120,24 +122,32 @@ struct CheckArgs {
 
 /// Mount a tmpfs with huge pages on the store's directory (as root)
 ///
-/// With huge pages snapshots are many times faster; /dev/shm usually has none. The tmpfs has no
-/// size limit and belongs to whom the directory belongs to. Unmounting it (umount DIR) removes
-/// all snapshots.
+/// With huge pages snapshots are many times faster; /dev/shm usually has none. The tmpfs belongs
+/// to whom the directory belongs to. Unmounting it (umount DIR) removes all snapshots.
+///
+/// Without --size it has no limit: VMs together may be promised more memory than this host has.
+/// With it, each VM and each snapshot in it has its memory for sure, or is refused.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  sudo mvasvm store mount
+  sudo mvasvm store mount --size 48G
   mkdir -m 700 /dev/shm/mvas-1000 && sudo mvasvm store mount --store /dev/shm/mvas-1000")]
 struct MountArgs {
     /// Directory of the store [default: $MVAS_STORE, or /dev/shm/mvas-UID]
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
+    /// The most memory that VMs and snapshots in it may have: a number with K, M, G or T
+    #[arg(long, value_name = "SIZE", value_parser = bytes_of)]
+    size: Option<u64>,
 }
 
 pub(super) fn run(args: &StoreArgs) -> Result<u8> {
     match &args.command {
         StoreCommand::Gc(args) => gc(args),
         StoreCommand::Check(args) => check(args),
-        StoreCommand::Mount(args) => mount_tmpfs(&args.store.clone().unwrap_or_else(default_dir)),
+        StoreCommand::Mount(args) => {
+            let dir = args.store.clone().unwrap_or_else(default_dir);
+            mount_tmpfs(&dir, args.size)
+        }
     }
 }
 
@@ -197,7 +207,7 @@ fn check(args: &CheckArgs) -> Result<u8> {
     })
 }
 
-fn mount_tmpfs(dir: &Path) -> Result<u8> {
+fn mount_tmpfs(dir: &Path, size: Option<u64>) -> Result<u8> {
     if !nix::unistd::geteuid().is_root() {
         bail!(
             "only root can mount: use sudo, with --store {}",
@@ -210,21 +220,28 @@ fn mount_tmpfs(dir: &Path) -> Result<u8> {
         }
         _ => {}
     }
-    let meta = fs::symlink_metadata(dir).with_context(|| dir.display().to_string())?;
-    if !meta.is_dir() {
-        bail!(
+    // Everything from here on is about this one directory, whatever takes its name meanwhile.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+        .open(dir);
+    let opened = opened.map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOTDIR | libc::ELOOP) => anyhow!(
             "{} is not a directory (symbolic links are not followed)",
             dir.display()
-        );
-    }
-    let above = fs::metadata(dir.join("..")).with_context(|| dir.display().to_string())?;
+        ),
+        _ => anyhow::Error::from(e).context(dir.display().to_string()),
+    })?;
+    let this = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+    let meta = opened.metadata()?;
+    let above = fs::metadata(this.join("..")).with_context(|| dir.display().to_string())?;
     if above.dev() != meta.dev() {
         bail!(
             "something is mounted on {} already: umount it first",
             dir.display()
         );
     }
-    if let Some(entry) = fs::read_dir(dir)?.next() {
+    if let Some(entry) = fs::read_dir(&this)?.next() {
         bail!(
             "{} is not empty, and what is in it ({:?}) would be hidden: remove it first",
             dir.display(),
@@ -232,14 +249,15 @@ fn mount_tmpfs(dir: &Path) -> Result<u8> {
         );
     }
     let options = format!(
-        "huge=advise,mode=0700,size=0,nr_inodes=0,uid={},gid={}",
+        "huge=advise,mode=0700,size={},nr_inodes=0,uid={},gid={}",
+        size.unwrap_or(0),
         meta.uid(),
         meta.gid()
     );
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let mounted = mount(
         Some("mvas"),
-        dir,
+        &this,
         Some("tmpfs"),
         flags,
         Some(options.as_str()),

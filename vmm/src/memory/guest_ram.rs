@@ -11,12 +11,14 @@ use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend as _, GuestRegionMmap, MmapRegion, VolatileSlice,
 };
+use vmm_sys_util::eventfd::EventFd;
 
 use mvas_host::server::{BLOCK, GuestBlock, GuestMapping, GuestPage, PAGE, RamRange, Sharing};
 use mvas_host::{FileOffset, FileRange, RamFile};
 
+use super::bus_error::Watch;
 use super::layout::{self, PhysBits, Placement};
-use super::mapping::{Window, has_all, map_aligned, map_file, to_usize};
+use super::mapping::{allocate, has_all, map_aligned, map_file, provide, to_usize, write_pages};
 use super::{GuestMemory, MemoryError};
 use crate::config::MemSize;
 
@@ -42,6 +44,7 @@ pub struct GuestRam {
 struct Range {
     placement: Placement,
     mapping: Arc<MmapRegion<()>>,
+    watch: Watch,
 }
 
 impl GuestRam {
@@ -64,7 +67,12 @@ impl GuestRam {
         };
         for placement in layout::place(mem, phys_bits)? {
             let mapping = Arc::new(map_range(file.file(), placement.file)?);
-            ram.ranges.push(Range { placement, mapping });
+            let watch = Watch::new(mapping.as_ptr(), mapping.size()).map_err(MemoryError::Watch)?;
+            ram.ranges.push(Range {
+                placement,
+                mapping,
+                watch,
+            });
         }
         let regions = ram
             .ranges
@@ -122,6 +130,11 @@ impl GuestRam {
             })?;
         }
         Ok(())
+    }
+
+    /// Events that become readable once memory is lost ([`GuestMapping::is_lost`]).
+    pub fn lost_events(&self) -> impl Iterator<Item = &EventFd> {
+        self.ranges.iter().map(|range| range.watch.event())
     }
 
     /// Where `len` bytes from `gpa` on, all in one range of RAM, are mapped.
@@ -185,17 +198,17 @@ impl GuestMapping for GuestRam {
         let Some(range) = FileRange::new(to, pages.len() as u64 * PAGE) else {
             return Ok(());
         };
-        let window = Window::new(file, range)?;
-        for (page, at) in pages.iter().zip((0..).step_by(to_usize(PAGE))) {
-            let to = window.slice().subslice(at, to_usize(PAGE));
-            self.slice(page.gpa(), PAGE)?
-                .copy_to_volatile_slice(to.map_err(io::Error::other)?);
-        }
-        Ok(())
+        allocate(file, range)?;
+        let pages = pages.iter().map(|page| self.hva(page.gpa(), PAGE));
+        let pages: Vec<_> = pages.collect::<io::Result<_>>()?;
+        // SAFETY: they are guest memory, mapped as long as `self` lives.
+        unsafe { write_pages(file, &pages, to) }
     }
 
     fn fill(&self, block: GuestBlock, from: Option<(&File, FileOffset)>) -> io::Result<()> {
         let to = self.slice(block.gpa(), BLOCK)?;
+        // SAFETY: the block is mapped for writing.
+        unsafe { provide(self.hva(block.gpa(), BLOCK)?, to_usize(BLOCK))? };
         let mut page = [0; to_usize(PAGE)];
         for at in (0..BLOCK).step_by(page.len()) {
             if let Some((file, from)) = from {
@@ -227,6 +240,10 @@ impl GuestMapping for GuestRam {
             }
         }
     }
+
+    fn is_lost(&self) -> bool {
+        self.ranges.iter().any(|range| range.watch.is_lost())
+    }
 }
 
 impl Drop for GuestRam {
@@ -235,12 +252,16 @@ impl Drop for GuestRam {
         for range in self.ranges.drain(..) {
             match Arc::try_unwrap(range.mapping) {
                 Ok(mapping) => {
+                    drop(range.watch);
                     // SAFETY: this was the last reference, so nobody can reach it.
                     unsafe { libc::munmap(mapping.as_ptr().cast(), mapping.size()) };
                 }
                 // A device or the VM still holds it: keep the mapping, it is only address
                 // space once the file is gone.
-                Err(_) => tracing::warn!("guest memory is still in use at the end of its VM"),
+                Err(_) => {
+                    std::mem::forget(range.watch);
+                    tracing::warn!("guest memory is still in use at the end of its VM");
+                }
             }
         }
     }

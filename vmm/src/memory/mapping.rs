@@ -7,7 +7,6 @@ use std::ptr;
 
 use mvas_host::server::{BLOCK, PAGE, Sharing};
 use mvas_host::{FileOffset, FileRange};
-use vm_memory::VolatileSlice;
 
 /// Guest memory sizes fit `usize`: the crate is for 64-bit hosts.
 pub const fn to_usize(len: u64) -> usize {
@@ -39,58 +38,72 @@ pub fn has_all(file: &File, range: FileRange) -> bool {
     result == 0 && told[0] >= range.len() / PAGE
 }
 
-/// A part of a block of a file, mapped for writing, whose pages exist: touching it cannot
-/// fail for want of space.
-pub struct Window {
-    block: *mut u8,
-    offset: usize,
-    len: usize,
+/// Gets memory for a range of a file that lies in one of its blocks, in huge pages where it has
+/// them.
+pub fn allocate(file: &File, range: FileRange) -> io::Result<()> {
+    let start = range.start().0;
+    let block = FileRange::new(FileOffset(start - start % BLOCK), BLOCK)
+        .filter(|block| block.contains(range))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not in one block"))?;
+    // Mapped, because `fallocate` makes no huge pages where they are only advised.
+    let mapped = map_aligned(file, block)?;
+    // SAFETY: inside the mapping just made.
+    let allocated = unsafe { provide(mapped.add(to_usize(start % BLOCK)), to_usize(range.len())) };
+    // SAFETY: the mapping just made, which nobody else knows.
+    unsafe { libc::munmap(mapped.cast(), to_usize(BLOCK)) };
+    allocated
 }
 
-impl Window {
-    /// Maps `range`, which lies in one block, and gets memory for all of it.
-    pub fn new(file: &File, range: FileRange) -> io::Result<Self> {
-        let start = range.start().0;
-        let block = FileRange::new(FileOffset(start - start % BLOCK), BLOCK)
-            .filter(|block| block.contains(range))
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not in one block"))?;
-        let window = Self {
-            block: map_aligned(file, block)?,
-            offset: to_usize(start % BLOCK),
-            len: to_usize(range.len()),
-        };
-        // SAFETY: inside the mapping just made. Allocates huge pages where advised.
-        let populated = unsafe {
-            libc::madvise(
-                window.block.add(window.offset).cast(),
-                window.len,
-                libc::MADV_POPULATE_WRITE,
-            )
-        };
-        match populated {
-            0 => Ok(window),
-            _ => match io::Error::last_os_error() {
-                // What would have been a SIGBUS: the file system is full.
-                e if e.raw_os_error() == Some(libc::EFAULT) => {
-                    Err(io::Error::from_raw_os_error(libc::ENOSPC))
-                }
-                e => Err(e),
+/// Gets memory for a range of a mapping, so that writing to it cannot fail for want of it.
+///
+/// # Safety
+/// The range is mapped for writing.
+pub unsafe fn provide(at: *mut u8, len: usize) -> io::Result<()> {
+    // SAFETY: advice on memory that the caller answers for; its contents stay.
+    match unsafe { libc::madvise(at.cast(), len, libc::MADV_POPULATE_WRITE) } {
+        0 => Ok(()),
+        _ => Err(no_memory(io::Error::last_os_error())),
+    }
+}
+
+/// Where the kernel finds a page missing, and no memory for it, it says `EFAULT` for what would
+/// be SIGBUS in user space: the file system is full.
+pub fn no_memory(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EFAULT) => io::Error::from_raw_os_error(libc::ENOSPC),
+        _ => error,
+    }
+}
+
+/// Writes pages of memory to a file, one after another from `to` on. By system calls: where memory
+/// is missing and cannot be had, that is an error and no signal.
+///
+/// # Safety
+/// The pages are mapped; what they hold may change meanwhile.
+pub unsafe fn write_pages(file: &File, pages: &[*mut u8], to: FileOffset) -> io::Result<()> {
+    let vector = |page: &*mut u8| libc::iovec {
+        iov_base: page.cast(),
+        iov_len: to_usize(PAGE),
+    };
+    let pages: Vec<_> = pages.iter().map(vector).collect();
+    let mut done = 0;
+    while done < pages.len() {
+        let left = &pages[done..];
+        // The kernel takes 1024 of them.
+        let count = libc::c_int::try_from(left.len().min(1024)).map_err(io::Error::other)?;
+        let offset = libc::off_t::try_from(to.0 + done as u64 * PAGE).map_err(io::Error::other)?;
+        // SAFETY: only reads the pages, which the caller answers for.
+        let written = unsafe { libc::pwritev(file.as_raw_fd(), left.as_ptr(), count, offset) };
+        match usize::try_from(written).map(|bytes| bytes / to_usize(PAGE)) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(whole) => done += whole,
+            Err(_) => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                e => return Err(no_memory(e)),
             },
         }
     }
-
-    /// The range.
-    pub fn slice(&self) -> VolatileSlice<'_> {
-        // SAFETY: the range is mapped as long as `self` lives, and only used volatile.
-        unsafe { VolatileSlice::new(self.block.add(self.offset), self.len) }
-    }
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        // SAFETY: a mapping of ours, which nobody can refer to any more.
-        unsafe { libc::munmap(self.block.cast(), to_usize(BLOCK)) };
-    }
+    Ok(())
 }
 
 /// Maps a range of a file shared, at an address that is a multiple of 2 MiB.

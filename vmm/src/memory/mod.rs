@@ -2,6 +2,7 @@
 //! slots, and remapping. One module owns all four, because the host store remaps 2 MiB
 //! blocks under running vCPUs.
 
+mod bus_error;
 mod guest_ram;
 pub mod layout;
 mod mapping;
@@ -68,6 +69,12 @@ pub enum MemoryError {
         /// KVM's reason.
         source: kvm_ioctls::Error,
     },
+    /// A device touched guest memory that the host could not provide.
+    #[error("the host has no memory for a page of the guest's")]
+    Lost,
+    /// Accesses that find no memory could not be caught.
+    #[error("cannot watch the guest's memory")]
+    Watch(#[source] io::Error),
     /// The kernel does not tell what this process's pages are.
     #[error("cannot open /proc/self/pagemap: mount /proc")]
     Pagemap(#[source] io::Error),

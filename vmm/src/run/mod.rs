@@ -1,6 +1,8 @@
 //! Runs a microVM from its configuration to its end.
 
 #[cfg(test)]
+mod full_tests;
+#[cfg(test)]
 mod guests;
 #[cfg(test)]
 mod snapshot_tests;
@@ -14,8 +16,8 @@ use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use mvas_host::RamFile;
-use mvas_host::server::{Grant, Server, ServerConfig};
-use mvas_host::store::{StoreError, StoreRun};
+use mvas_host::server::{Grant, GuestMapping as _, Server, ServerConfig};
+use mvas_host::store::{Room, StoreError, StoreRun};
 use thiserror::Error;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::epoll::EventSet;
@@ -44,6 +46,14 @@ pub enum RunError {
     /// Guest memory cannot be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The host has no memory left for the guest.
+    #[error("the guest needs memory that the host does not have: {what_to_do}")]
+    NoMemory {
+        /// What is full, and what to do about it.
+        what_to_do: String,
+        /// How it was noticed, if not by a device.
+        source: Option<Box<RunError>>,
+    },
     /// The snapshot store is not usable.
     #[error("cannot put the guest's memory into the snapshot store")]
     Store(#[from] StoreError),
@@ -98,7 +108,33 @@ pub fn run(config: VmConfig, stop: EventFd) -> Result<ExitReason, RunError> {
 /// # Errors
 /// As [`run`].
 pub fn run_on(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<ExitReason, RunError> {
-    Machine::new(kvm, config, stop)?.run()
+    let place = match &config.ram {
+        RamBacking::Memfd => None,
+        RamBacking::Store { store, .. } => Some(store.path().to_owned()),
+    };
+    let ended = Machine::new(kvm, config, stop).and_then(Machine::run);
+    ended.map_err(|error| no_memory(error, place.as_deref()))
+}
+
+/// Says what is full, if that is why the VM ended.
+fn no_memory(error: RunError, place: Option<&Path>) -> RunError {
+    let room = place.and_then(|dir| Room::of(dir).ok().flatten());
+    let source = match error {
+        RunError::Memory(MemoryError::Lost) => None,
+        RunError::Vcpu(VcpuError::MemoryFault { .. }) => Some(error.into()),
+        error => return error,
+    };
+    let what_to_do = match (place, room) {
+        (Some(dir), Some(room)) => format!(
+            "the file system of {} has {} of {} MiB left; remove snapshots (mvasvm snapshots rm), \
+             end other VMs, give this one less --mem, or make it larger (mount -o remount,size=…)",
+            dir.display(),
+            room.free >> 20,
+            room.total >> 20
+        ),
+        _ => "end other programs or VMs, or give this one less --mem".to_owned(),
+    };
+    RunError::NoMemory { what_to_do, source }
 }
 
 /// A microVM, complete, before its first instruction.
@@ -126,6 +162,7 @@ impl Machine {
         let mut events = EventManager::new().map_err(RunError::EventLoop)?;
         events.add_subscriber(Arc::new(Mutex::new(StopWatch {
             stop,
+            ram: Arc::clone(&ram),
             end: end.clone(),
         })) as Subscriber);
         attach_power(&end, &mut bus)?;
@@ -180,7 +217,7 @@ impl Machine {
         // Dropped in reverse order: guest memory is unmapped, then its store run ends.
         let Self {
             store_run: _store_run,
-            ram: _ram,
+            ram,
             end,
             bus,
             mut events,
@@ -192,6 +229,9 @@ impl Machine {
             events.run().map_err(RunError::EventLoop)?;
         }
         drop(threads);
+        if ram.is_lost() {
+            return Err(MemoryError::Lost.into());
+        }
         let cause = end.take_cause().unwrap_or(Ok(ExitReason::Stopped));
         Ok(cause?)
     }
@@ -297,6 +337,7 @@ fn attach_virtio(
 /// Wakes the event loop when the VM ends, and ends it when asked from outside.
 struct StopWatch {
     stop: EventFd,
+    ram: Arc<GuestRam>,
     end: EndSignal,
 }
 
@@ -305,10 +346,15 @@ const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 const STOP: u32 = 0;
 const END: u32 = 1;
+const LOST: u32 = 2;
 
 impl MutEventSubscriber for StopWatch {
     fn init(&mut self, ops: &mut EventOps) {
-        for (event, data) in [(&self.stop, STOP), (self.end.event(), END)] {
+        let lost = self.ram.lost_events().map(|event| (event, LOST));
+        for (event, data) in [(&self.stop, STOP), (self.end.event(), END)]
+            .into_iter()
+            .chain(lost)
+        {
             if let Err(error) = ops.add(Events::with_data(event, data, EventSet::IN)) {
                 // Without it the VM could not be stopped: do not start it.
                 tracing::error!(?error, "cannot wait for the end of the VM");
@@ -318,7 +364,7 @@ impl MutEventSubscriber for StopWatch {
     }
 
     fn process(&mut self, events: Events, _: &mut EventOps) {
-        if events.data() == STOP {
+        if events.data() != END {
             self.end.end(Ok(ExitReason::Stopped));
         }
     }

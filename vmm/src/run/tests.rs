@@ -81,7 +81,7 @@ impl Guest {
     }
 
     /// Runs it to its end; returns how it ended and what it printed.
-    fn run(self) -> (Result<ExitReason, RunError>, String) {
+    pub fn run(self) -> (Result<ExitReason, RunError>, String) {
         let (machine, printed) = self.machine();
         let end = machine
             .expect("these tests need a working /dev/kvm (`mvasvm doctor` tells more)")

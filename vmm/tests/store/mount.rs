@@ -49,6 +49,17 @@ fn mount_makes_a_tmpfs_with_huge_pages_for_the_owner_of_the_directory() {
 }
 
 #[test]
+fn a_mount_of_limited_size_promises_each_vm_its_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "mkdir -m 700 @DIR/s && @MVASVM store mount --size 64M --store @DIR/s &&
+        grep @DIR/s /proc/mounts";
+    let Some((out, err)) = with_own_mounts(folder.path(), script) else {
+        return;
+    };
+    assert!(out.contains("size=65536k"), "{out}{err}");
+}
+
+#[test]
 fn mount_hides_nothing_and_follows_no_link() {
     let shm = Shm::with_snapshots();
     let script = "@MVASVM store mount --store @DIR/store; ln -s @DIR @DIR/link
@@ -68,4 +79,28 @@ fn mount_hides_nothing_and_follows_no_link() {
         errors[4].contains("root") || errors[4].contains("ermission"),
         "{err}"
     );
+}
+
+#[test]
+fn memory_that_a_store_cannot_keep_is_refused_with_the_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "mkdir -m 700 @DIR/s && mount -t tmpfs -o size=64m,mode=700 none @DIR/s &&
+        touch @DIR/kernel @DIR/initramfs && export XDG_RUNTIME_DIR=@DIR MVAS_STORE=@DIR/s &&
+        run='@MVASVM run --hw kvm --mem 96M --kernel @DIR/kernel --initramfs @DIR/initramfs' &&
+        $run --store @DIR/s -- true; echo $? $(find @DIR/s/ram @DIR/mvas -type f)
+        echo the default store: >&2; $run -- true";
+    let Some((out, err)) = with_own_mounts(folder.path(), script) else {
+        return;
+    };
+    assert_eq!(out, "125\n");
+    let (named, default) = err.split_once("the default store:").unwrap();
+    for words in [
+        "96 MiB of guest memory cannot be kept",
+        "63 MiB free",
+        "--store none",
+    ] {
+        assert!(named.contains(words), "{named}");
+    }
+    let words = "snapshots stay in the guest: no space: 96 MiB are needed";
+    assert!(default.contains(words), "{default}");
 }

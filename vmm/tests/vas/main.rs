@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // tests, and helpers of tests
 
 mod crash;
+mod full;
 mod limits;
 mod model;
 mod snapshots;

@@ -1,6 +1,8 @@
 //! A file system of a test's own.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use nix::mount::{MsFlags, mount};
@@ -32,4 +34,29 @@ pub fn in_tmpfs(options: &str, test: impl FnOnce(&Path) + Send) {
         };
         scope.spawn(body).join().unwrap();
     });
+}
+
+/// Takes all room that the file system of `dir` has left, until it is dropped.
+pub struct Ballast(PathBuf);
+
+impl Ballast {
+    pub fn fill(dir: &Path) -> Self {
+        let ballast = Self(dir.join("ballast"));
+        let mut file = File::create(&ballast.0).unwrap();
+        loop {
+            match file.write(&[1; 4096]) {
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::StorageFull => return ballast,
+                Err(e) => panic!("{e}"),
+            }
+        }
+    }
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        // Emptied first: a process that another test begins may have it open until its `exec`.
+        File::create(&self.0).unwrap();
+        std::fs::remove_file(&self.0).unwrap();
+    }
 }
