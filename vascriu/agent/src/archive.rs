@@ -48,7 +48,7 @@ pub enum ArchiveError {
 pub enum Trust {
     /// All mode bits: the sender has power over this machine anyway.
     Full,
-    /// Permissions only; no set-user-id and the like.
+    /// Permissions only; no set-user-id and the like. And its root is no symbolic link.
     PermissionsOnly,
 }
 
@@ -129,6 +129,14 @@ pub fn unpack(
     let root = staging.path().join(ROOT);
     let meta =
         fs::symlink_metadata(&root).map_err(|_| ArchiveError::Refused("it is empty".to_owned()))?;
+    if meta.is_symlink() && trust == Trust::PermissionsOnly {
+        // Whoever opens what was copied would open what a guest chose.
+        let to = fs::read_link(&root).map_err(write)?;
+        return Err(ArchiveError::Refused(format!(
+            "it is a symbolic link to {}: copy what it leads to",
+            to.display()
+        )));
+    }
     if meta.is_file() {
         File::open(&root)
             .and_then(|f| f.sync_all())
@@ -275,6 +283,25 @@ mod tests {
         fs::create_dir(&folder).expect("mkdir");
         let got = unpack(bytes.as_slice(), &folder, OsStr::new("a"), Trust::Full).expect("into");
         assert_eq!(got, folder.join("a"));
+    }
+
+    #[test]
+    fn what_a_guest_sends_is_no_link_to_elsewhere() {
+        let dir = tempfile::tempdir().expect("tmp");
+        let bytes = entry(EntryType::Symlink, "root", Some("/etc/passwd"));
+        let dest = dir.path().join("log");
+        let result = unpack(
+            bytes.as_slice(),
+            &dest,
+            OsStr::new("log"),
+            Trust::PermissionsOnly,
+        );
+        let error = result.expect_err("refused").to_string();
+        assert!(error.contains("a symbolic link to /etc/passwd"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).expect("ls").count(), 0);
+        // A person's own is what it is.
+        unpack(bytes.as_slice(), &dest, OsStr::new("log"), Trust::Full).expect("made");
+        assert!(dest.is_symlink());
     }
 
     #[test]

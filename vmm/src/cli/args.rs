@@ -174,8 +174,8 @@ pub(super) struct ExecArgs {
 /// Copy a file or folder into or out of a running VM
 ///
 /// One of the two is NAME:PATH. A destination that is a folder takes the source under its own
-/// name. Modes and symbolic links are kept; nothing is seen at the destination before all of
-/// it is there.
+/// name. Modes, and symbolic links in a folder, are kept; nothing is seen at the destination
+/// before all of it is there.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   mvasvm cp dump.rdb db:/var/lib/redis/

@@ -2,6 +2,7 @@
 
 mod facts;
 mod kvm;
+mod logout;
 mod report;
 mod store;
 

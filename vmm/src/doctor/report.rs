@@ -122,6 +122,9 @@ impl Report {
                 "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled".into(),
             );
         }
+        if let Some((what, do_this)) = &self.store.deleted_at_logout {
+            add(what, do_this.clone());
+        }
         if self.store.lacks_huge_pages() {
             add(
                 "no huge pages behind snapshots: remapping is about 10 times slower",

@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{User, geteuid};
 use serde::Serialize;
 
+use super::logout;
 use crate::cli::store::default_dir;
 
 /// The default store's file system.
@@ -15,6 +17,9 @@ pub(super) struct StorePlace {
     pub file_system: Option<String>,
     /// What a tmpfs was mounted with (`huge=`); `never` if with nothing.
     pub huge: Option<String>,
+    /// What deletes it at its user's last logout, and what to do about it.
+    #[serde(skip)]
+    pub deleted_at_logout: Option<(String, String)>,
 }
 
 impl StorePlace {
@@ -25,10 +30,19 @@ impl StorePlace {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mount = there.and_then(|there| mount_of(&mounts, &there));
         let (file_system, huge) = mount.unzip();
+        let user = User::from_uid(geteuid()).ok().flatten();
+        let deleted_at_logout = user.and_then(|user| {
+            let owner = logout::Owner {
+                uid: user.uid.as_raw(),
+                name: &user.name,
+            };
+            logout::deletes(Path::new("/"), &path, owner)
+        });
         Self {
             path,
             file_system,
             huge: huge.flatten(),
+            deleted_at_logout,
         }
     }
 
@@ -101,6 +115,7 @@ mod tests {
                 path,
                 file_system,
                 huge,
+                deleted_at_logout: None,
             }
             .lacks_huge_pages()
         };
