@@ -1,13 +1,18 @@
 //! What a snapshot holds, and that it comes back.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use nix::sys::ptrace;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, setsid};
 use serde_json::Value;
 
 use crate::harness::{
-    Test, Workload, bad, dump, frames, good, json, kib_of, ls, restore, rm, vascriu, vases,
+    Test, Workload, bad, dump, frames, good, json, kib_of, ls, reap, restore, rm, vascriu, vases,
     wait_until, workloads,
 };
 use crate::workload::Options;
@@ -25,6 +30,7 @@ pub const TESTS: &[Test] = &[
     ("a_restored_process_can_be_dumped_again", chain),
     ("a_process_goes_on_after_leave_running", leave_running),
     ("threads_come_back", threads),
+    ("a_task_that_has_only_just_begun_comes_back", just_begun),
     ("files_pipes_and_sockets_come_back", files),
     ("a_tcp_connection_comes_back", tcp),
     ("a_tree_comes_back_and_shares_what_it_shared", tree),
@@ -201,6 +207,41 @@ fn threads(dir: &Path) {
 }
 
 /// A virtual machine may lose one, and a task then runs before its memory is back.
+/// Of its own it has a stack, and nothing else yet.
+fn just_begun(dir: &Path) {
+    let done = dir.join("done");
+    let mut command = Command::new("touch");
+    command.arg(&done).stdin(Stdio::null());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: both only make a system call.
+    unsafe {
+        command.pre_exec(|| {
+            setsid()?;
+            Ok(ptrace::traceme()?)
+        });
+    }
+    let child = command.spawn().expect("touch");
+    let pid = Pid::from_raw(child.id().cast_signed());
+    let stopped = |signal| WaitStatus::Stopped(pid, signal);
+    assert_eq!(waitpid(pid, None), Ok(stopped(Signal::SIGTRAP)));
+    ptrace::detach(pid, Signal::SIGSTOP).expect("detach");
+    let stop = Some(WaitPidFlag::WUNTRACED);
+    assert_eq!(waitpid(pid, stop), Ok(stopped(Signal::SIGSTOP)));
+    reap(child);
+
+    json(&mut dump(pid.as_raw(), "x"));
+    for _ in 0..2 {
+        let said = json(&mut vascriu(&["restore", "x", "-d", "--json"]));
+        assert!(!done.exists());
+        good(Command::new("kill").args(["-CONT", &said["pid"].to_string()]));
+        wait_until("it to go on", || done.exists());
+        fs::remove_file(&done).expect("remove");
+        let task = format!("/proc/{}", said["pid"]);
+        wait_until("it to end", || !Path::new(&task).exists());
+    }
+    rm(&["x"]);
+}
+
 fn no_breakpoints(dir: &Path) {
     let w = Workload::start(&Options {
         threads: 2,

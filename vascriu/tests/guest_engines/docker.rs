@@ -304,7 +304,8 @@ fn many_processes() {
         (n=0; while :; do n=$((n+1)); echo $n >/tmp/n$i; sleep 1; done) & done; wait";
     let c = Container::run("many", &[], &["sh", "-c", script]);
     let count = || {
-        let names = (1..=29).map(|i| format!("/proc/{}/root/tmp/n{i}", c.pid()));
+        let root = format!("/proc/{}/root/tmp", c.pid());
+        let names = (1..=29).map(|i| format!("{root}/n{i}"));
         names
             .filter_map(|n| fs::read_to_string(n).ok()?.trim().parse::<u64>().ok())
             .collect::<Vec<_>>()

@@ -136,7 +136,7 @@ static int plan(struct attach *a)
 			return -EINTR;
 		cond_resched();
 	}
-	return a->vmas ? 0 : -ENOENT;
+	return 0;
 }
 
 /* The PTEs of @piece as mprotect would leave them: the target's protection. */
@@ -369,6 +369,9 @@ static int attach_locked(struct attach *a, struct vas_attach *arg)
 	if (check_stable_address_space(a->mm))
 		return -ESRCH;
 	err = plan(a);
+	/* A task that has only just begun has nothing, and comes back all the same. */
+	if (!err && !a->vmas && arg->len)
+		err = -ENOENT;
 	if (!err)
 		err = fill_stage(a);
 	if (err)

@@ -119,8 +119,9 @@ struct vas_capture {
  * droppable) wherever the VAS has memory, in whatever pieces.  Whole or not at
  * all:
  *
- * ENODATA: the VAS is empty; ENOENT: it has nothing in the range; EFAULT: the
- * target has nothing mapped where it should; EBUSY: or something that is not
+ * ENODATA: nothing was captured yet; ENOENT: it has nothing in the range (a
+ * whole VAS may have nothing: that of a task that has only just begun); EFAULT:
+ * the target has nothing mapped where it should; EBUSY: or something that is not
  * eligible; EPERM: or that is sealed; others as for a capture.
  *
  * A cold VAS is filled from the store first, all of it; it stays cold if that
