@@ -238,7 +238,7 @@ fn just_begun(dir: &Path) {
         fs::remove_file(&done).expect("remove");
         let task = format!("/proc/{}", said["pid"]);
         wait_until("it to end", || !Path::new(&task).exists());
-        good(&mut vascriu(&["drain", "x"]));
+        good(&mut vascriu(&["drain", "x", "--sync"]));
         good(&mut vascriu(&["evict", "x"]));
     }
     rm(&["x"]);

@@ -171,16 +171,16 @@ static unsigned long vas_shrink_count(struct shrinker *shrinker,
 	return evictable(&vases) ?: SHRINK_EMPTY;
 }
 
-/* Whole VASes, until enough pages went. */
-static unsigned long vas_shrink_scan(struct shrinker *shrinker,
-				     struct shrink_control *sc)
+/*
+ * Turns whole VASes cold, until so many pages went.  Returns how many went; 0: no
+ * VAS can.
+ */
+unsigned long vas_make_room(unsigned long pages)
 {
 	unsigned long freed = 0, tries;
 
-	if ((sc->gfp_mask & GFP_KERNEL) != GFP_KERNEL)
-		return SHRINK_STOP;
 	evictable(&tries);
-	for (; tries && freed < sc->nr_to_scan; tries--) {
+	for (; tries && freed < pages; tries--) {
 		struct vas *vas = next_evictable();
 
 		if (!vas)
@@ -188,6 +188,17 @@ static unsigned long vas_shrink_scan(struct shrinker *shrinker,
 		freed += shrink_vas(vas);
 		vas_put(vas);
 	}
+	return freed;
+}
+
+static unsigned long vas_shrink_scan(struct shrinker *shrinker,
+				     struct shrink_control *sc)
+{
+	unsigned long freed;
+
+	if ((sc->gfp_mask & GFP_KERNEL) != GFP_KERNEL)
+		return SHRINK_STOP;
+	freed = vas_make_room(sc->nr_to_scan);
 	sc->nr_scanned = max(freed, sc->nr_to_scan);
 	return freed ?: SHRINK_STOP;
 }

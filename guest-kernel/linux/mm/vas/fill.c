@@ -56,10 +56,25 @@ void vas_zap(struct mm_struct *mm)
 
 /* --- Memory --- */
 
+/*
+ * Where there is no block, other VASes turn cold for it.  Reclaim alone is content
+ * with the few pages that it finds first, and then the block is still missing.
+ */
+static struct page *alloc_block(gfp_t gfp)
+{
+	struct page *page;
+
+	do {
+		page = alloc_pages(gfp, HPAGE_PMD_ORDER);
+	} while (!page && vas_make_room(HPAGE_PMD_NR));
+	return page;
+}
+
 static int alloc_huge(struct fill *f, const struct vas_run *run)
 {
 	for (u32 i = 0; i < run->pages / HPAGE_PMD_NR; i++) {
-		struct folio *folio = folio_alloc(FILL_GFP, HPAGE_PMD_ORDER);
+		struct page *page = alloc_block(FILL_GFP | __GFP_COMP);
+		struct folio *folio = page_rmappable_folio(page);
 
 		if (!folio)
 			return -ENOMEM;
@@ -84,7 +99,7 @@ static int alloc_groups(struct fill *f, const struct vas_run *run)
 
 		if (xa_load(&f->groups, group))
 			continue;
-		page = alloc_pages(FILL_GFP & ~__GFP_COMP, HPAGE_PMD_ORDER);
+		page = alloc_block(FILL_GFP & ~__GFP_COMP);
 		if (!page)
 			return -ENOMEM;
 		err = xa_err(xa_store(&f->groups, group, page, GFP_KERNEL));

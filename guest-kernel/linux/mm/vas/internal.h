@@ -288,6 +288,7 @@ int vas_store_open_map(struct vas_map *map, u64 *handle, unsigned int flags);
 void vas_set_store(struct vas *vas, u32 store);
 void vas_forget_evictable(struct vas *vas);
 int vas_evict(struct vas *vas, u64 *pages);
+unsigned long vas_make_room(unsigned long pages);
 
 /* fill.c */
 int vas_fill(struct vas *vas);
