@@ -206,7 +206,6 @@ fn threads(dir: &Path) {
     );
 }
 
-/// A virtual machine may lose one, and a task then runs before its memory is back.
 /// Of its own it has a stack, and nothing else yet.
 fn just_begun(dir: &Path) {
     let done = dir.join("done");
@@ -244,6 +243,7 @@ fn just_begun(dir: &Path) {
     rm(&["x"]);
 }
 
+/// A virtual machine may lose one, and a task then runs before its memory is back.
 fn no_breakpoints(dir: &Path) {
     let w = Workload::start(&Options {
         threads: 2,

@@ -113,8 +113,9 @@ int vas_evict(struct vas *vas, u64 *pages)
  * It may be called with any lock held that memory is allocated under, so it
  * waits for no lock of ours.  It does wait for the device, as swapping does: on
  * the queue where no request takes long, and what it allocates for that comes
- * from the reserves (PF_MEMALLOC), so it does not recurse.  A fill gets here, too:
- * the VAS that it fills is locked, and the others are for it to take.
+ * from the reserves (PF_MEMALLOC), so it does not recurse.  A fill gets here, too,
+ * through reclaim or vas_make_room(): the VAS that it fills is locked, and the
+ * others are for it to take; reclaim below it is the last, for the same reason.
  */
 static u64 shrink_vas(struct vas *vas)
 {
