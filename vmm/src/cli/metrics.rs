@@ -19,6 +19,7 @@ use serde_json::Value;
 use super::args::MetricsArgs;
 use super::reach;
 use super::record;
+use super::snapshots::text;
 use super::vmdir::{FoundVm, Vms};
 
 /// How often counters are written down while nobody asks for them.
@@ -139,8 +140,7 @@ pub(super) fn run(args: &MetricsArgs) -> Result<u8> {
     let counted = counters(&vm)?;
     let mut out = io::stdout().lock();
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &counted)?;
-        writeln!(out)?;
+        text::json(&mut out, &counted)?;
         return Ok(0);
     }
     for (part, counters) in counted.as_object().into_iter().flatten() {

@@ -74,10 +74,7 @@ impl Wanted {
             })
         });
         Ok(Self {
-            name: match &args.name {
-                Some(name) => name.clone(),
-                None => any_name()?,
-            },
+            name: name_of(args.name.as_ref())?,
             kernel: paths::kernel(args.kernel.as_deref())?,
             image,
             initramfs: args
@@ -108,6 +105,11 @@ impl Wanted {
     }
 }
 
+/// The name that was asked for, or any.
+fn name_of(asked: Option<&VmName>) -> Result<VmName> {
+    asked.cloned().map_or_else(any_name, Ok)
+}
+
 /// A name for a VM that was given none: one that no other had or will have, for snapshots
 /// outlive a VM and belong to whoever has its name.
 fn any_name() -> Result<VmName> {
@@ -119,10 +121,7 @@ fn any_name() -> Result<VmName> {
 /// Starts the same command as a process of its own session, and waits until its guest takes
 /// commands.
 fn detach(args: &RunArgs) -> Result<u8> {
-    let name = match &args.name {
-        Some(name) => name.clone(),
-        None => any_name()?,
-    };
+    let name = name_of(args.name.as_ref())?;
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args(
