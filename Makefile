@@ -4,7 +4,7 @@
 RELEASE := target/release
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments report-quick look test test-all test-debug kernel kernel-debug image image-containers image-programs binaries setup clean
+.PHONY: help demo experiments report-quick publish look test test-all test-debug fuzz chaos kernel kernel-debug image image-containers image-programs binaries setup clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
@@ -20,6 +20,9 @@ report-quick: image-containers image-programs ## Run all experiments with few va
 	@$(RELEASE)/mvas-exp run all --quick --out target/mvas/quick/samples
 	@$(RELEASE)/mvas-exp report --from target/mvas/quick/samples --out target/mvas/quick/report
 
+publish: binaries ## Put the last run's report and samples into docs/report
+	@$(RELEASE)/mvas-exp report --publish docs/report
+
 look: ## Look at the report in a browser: figures are there, texts can be read
 	@images/setup look
 	@experiments/look
@@ -32,6 +35,12 @@ test-all: setup ## Run all tests, those too that take long
 
 test-debug: setup ## Run the tests of the kernel and vascriu with KASAN and lockdep
 	@images/test debug
+
+fuzz: setup ## Fuzz what reads a guest's bytes, for FUZZ_SECONDS (600) in all
+	@fuzz/run $(or $(FUZZ_SECONDS),600)
+
+chaos: setup ## Kill and stop whatever there is, for CHAOS_SECONDS (600); MVAS_SEED repeats it
+	@images/test chaos
 
 kernel: binaries ## Build the guest kernel and its self-tests
 	@$(RELEASE)/mvas-images kernel

@@ -1,11 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Copies of one snapshot, side by side in one guest: each restored in a PID namespace of its
 //! own, or all by `vascriu clone`.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -132,9 +136,9 @@ impl From<Subject> for Copy {
 }
 
 /// Copies that have answered.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Made {
-    /// They.
+    /// They, in the order in which they answered.
     pub copies: Vec<Copy>,
     /// Their answers.
     pub answers: Vec<u64>,
@@ -145,49 +149,62 @@ pub struct Made {
 }
 
 impl Made {
-    /// So many, one after the other; each is made by `next`, and then asked by `ask`, which is
+    /// So many, `parallel` at a time; each is made by `next`, and then asked by `ask`. Both are
     /// told its number.
     ///
     /// # Errors
-    /// When one fails.
+    /// When one fails: no more are made then.
     pub fn each(
         count: usize,
-        mut next: impl FnMut() -> Result<Copy>,
-        mut ask: impl FnMut(&mut Subject, usize) -> Result<u64>,
+        parallel: usize,
+        next: impl Fn(usize) -> Result<Copy> + Sync,
+        ask: impl Fn(&mut Subject, usize) -> Result<u64> + Sync,
     ) -> Result<Self> {
-        let mut made = Self {
-            copies: Vec::with_capacity(count),
-            answers: Vec::with_capacity(count),
-            all: Duration::ZERO,
-            last: Duration::ZERO,
-        };
         let begun = Instant::now();
-        for number in 0..count {
+        let made = Mutex::new(Self::default());
+        let one = |number| -> Result<()> {
             let before = begun.elapsed();
-            let mut copy = next()?;
+            let mut copy = next(number)?;
+            // One is asked at a time: copies of one process answer in one file.
+            let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
             made.answers.push(ask(&mut copy.subject, number)?);
             made.copies.push(copy);
             made.all = begun.elapsed();
-            made.last = made.all - before;
-        }
-        Ok(made)
+            made.last = made.all.saturating_sub(before);
+            Ok(())
+        };
+        let numbers = AtomicUsize::new(0);
+        let work = || -> Result<()> {
+            let next = || Some(numbers.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < count);
+            while let Some(number) = next() {
+                one(number).inspect_err(|_| numbers.store(count, Ordering::Relaxed))?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..parallel).map(|_| scope.spawn(work)).collect();
+            let mut ended = workers.into_iter().map(thread::ScopedJoinHandle::join);
+            ended.try_for_each(|end| end.map_err(|_| anyhow!("what makes copies panicked"))?)
+        })?;
+        Ok(made.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// All by one command, of the snapshot `name`; then asks one after the other.
+    /// All by one command, of the snapshot `name`, `parallel` at a time; then asks one after the
+    /// other.
     ///
     /// # Errors
     /// When not all copies run and answer.
     pub fn cloned(
         name: &str,
         count: usize,
-        ask: impl FnMut(&mut Subject, usize) -> Result<u64>,
+        parallel: usize,
+        ask: impl Fn(&mut Subject, usize) -> Result<u64> + Sync,
     ) -> Result<Self> {
         let begun = Instant::now();
-        let cloned = clone(name, count)?;
+        let cloned = clone(name, count, parallel)?;
         let made_last = cloned.last().map_or(0.0, |copy| copy.restore_ms);
-        let mut running = cloned.iter().map(|copy| Subject::at(copy.pid).into());
-        let next = || running.next().context("a copy that was not made");
-        let mut made = Self::each(count, next, ask)?;
+        let next = |number: usize| Ok(Subject::at(cloned[number].pid).into());
+        let mut made = Self::each(count, 1, next, ask)?;
         made.all = begun.elapsed();
         made.last += Duration::try_from_secs_f64(made_last / 1e3)?;
         Ok(made)
@@ -209,13 +226,14 @@ pub struct Cloned {
     pub restore_ms: f64,
 }
 
-/// `vascriu clone -n COUNT` of the snapshot `name`.
+/// `vascriu clone -n COUNT -P PARALLEL` of the snapshot `name`.
 ///
 /// # Errors
 /// When not all copies run.
-pub fn clone(name: &str, count: usize) -> Result<Vec<Cloned>> {
-    let n = count.to_string();
-    let ran = timed(Command::new("vascriu").args(["clone", name, "-n", &n, "--json"]))?;
+pub fn clone(name: &str, count: usize, parallel: usize) -> Result<Vec<Cloned>> {
+    let [n, p] = [count, parallel].map(|number| number.to_string());
+    let mut command = Command::new("vascriu");
+    let ran = timed(command.args(["clone", name, "-n", &n, "-P", &p, "--json"]))?;
     let report: Report = serde_json::from_slice(&ran.stdout)?;
     let running = report.running;
     ensure!(
@@ -224,4 +242,50 @@ pub fn clone(name: &str, count: usize) -> Result<Vec<Cloned>> {
         running.len()
     );
     Ok(running)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes a millisecond for each copy, and tells the most that were made at a time.
+    fn made(count: usize, parallel: usize) -> (Made, usize) {
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let next = |_| {
+            let at_a_time = now.fetch_add(1, Ordering::SeqCst) + 1;
+            most.fetch_max(at_a_time, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(1));
+            now.fetch_sub(1, Ordering::SeqCst);
+            Ok(Subject::at(1).into())
+        };
+        let made = Made::each(count, parallel, next, |_, number| Ok(number as u64)).unwrap();
+        (made, most.into_inner())
+    }
+
+    #[test]
+    fn each_copy_is_made_once_and_so_many_at_a_time() {
+        for (parallel, at_most) in [(1, 1), (3, 3), (50, 20)] {
+            let (made, most) = made(20, parallel);
+            assert!(most <= at_most, "{most} at a time");
+            assert!(made.last <= made.all && made.copies.len() == 20);
+            let mut answers = made.answers;
+            if parallel > 1 {
+                answers.sort_unstable();
+            }
+            assert!(answers.into_iter().eq(0..20));
+        }
+        assert!(made(20, 4).1 > 1);
+    }
+
+    #[test]
+    fn after_a_copy_that_fails_no_more_are_made() {
+        let begun = AtomicUsize::new(0);
+        let next = |_| -> Result<Copy> {
+            begun.fetch_add(1, Ordering::SeqCst);
+            bail!("no room")
+        };
+        let error = Made::each(1000, 4, next, |_, _| Ok(0)).unwrap_err();
+        assert_eq!(error.to_string(), "no room");
+        assert!(begun.into_inner() <= 4);
+    }
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Stock CRIU: dump and restore of one process tree, timed.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! How long a stock restore spends on memory, from the time stamps of CRIU's log.
 //!
 //! CRIU's restore statistics do not tell. With `-v4` its log does: a task first

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The guest half: one step at a time, as the host half asks for them.
 
 use std::io::Write;

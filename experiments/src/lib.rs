@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The scripted experiments.
 //!
 //! Each has a host half, which boots microVMs on one snapshot store and prints

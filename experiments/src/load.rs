@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A client that writes to Redis at a given rate, whether or not the server keeps up.
 //!
 //! It has one request under way at most, but each has a time at which it is due, and its

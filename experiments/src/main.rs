@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mvas-exp`: the scripted experiments, host half and guest half.
 
 use std::path::{Path, PathBuf};

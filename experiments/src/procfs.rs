@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What `/proc` tells.
 
 use std::fs;
@@ -35,6 +36,20 @@ pub fn outer_pid(status: &str, pid: i32) -> Option<i32> {
         [outer, .., inner] if *inner == pid => Some(*outer),
         _ => None,
     }
+}
+
+/// PIDs, here, of all processes that are `pid` in a PID namespace below this one.
+///
+/// # Errors
+/// When there is no `/proc`.
+pub fn inside(pid: i32) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        // What is no process, or has ended meanwhile, has no status.
+        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        found.extend(outer_pid(&status, pid));
+    }
+    Ok(found)
 }
 
 /// The children of a process.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A Redis server, and a client of its protocol (RESP) that loads it in bulk.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A warm Python interpreter, seen from outside: `sandbox.py` in the guest, a [`Subject`] that
 //! evaluates expressions. In the image `programs`.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Snapshots of a process that goes on, one after the other: old ones go, one comes back.
 
 use std::collections::VecDeque;

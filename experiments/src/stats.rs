@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Statistics of repeated measurements.
 
 use fastrand::Rng;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The process that is dumped and restored: [`crate::workload`], seen from outside.
 
 use std::fs;
@@ -17,8 +18,13 @@ use crate::workload::{self, Many, Pages, Request, Touch};
 /// Where experiments work in the guest, on tmpfs.
 pub const DIR: &str = "/run/mvas-exp";
 
+/// Options of `unshare`, each for one kind of namespaces.
+pub const NAMESPACES: [&str; 3] = ["--uts", "--ipc", "--net"];
+
 /// How long a process may take to fill or check its memory.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// After this long it is said what is waited for.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// A workload, perhaps restored, or one of several copies of one.
 #[derive(Debug)]
@@ -26,10 +32,8 @@ pub struct Subject {
     /// As the guest's PID 1 sees it.
     pub pid: i32,
     child: Option<Child>,
-}
-
-fn answer() -> PathBuf {
-    Path::new(DIR).join("answer")
+    /// Where it finds requests and leaves answers. Copies of one process have one in common.
+    folder: PathBuf,
 }
 
 impl Subject {
@@ -50,9 +54,38 @@ impl Subject {
             vec![format!("--many={many}"), format!("--count={count}")]
         });
         let subject = Self::begin(workload(size_mib, pages, &more)?)?;
-        if pages == Pages::Huge {
-            subject.require_huge_pages(size_mib)?;
-        }
+        subject.require(size_mib, pages)?;
+        Ok(subject)
+    }
+
+    /// Starts one which has a folder of its own for requests and answers, of this name below
+    /// [`DIR`], so that others can be started at the same time.
+    ///
+    /// # Errors
+    /// As [`Subject::start`].
+    pub fn start_apart(size_mib: usize, pages: Pages, name: &str) -> Result<Self> {
+        let command = workload(size_mib, pages, &[])?;
+        let subject = Self::begin_in(command, &Path::new(DIR).join(name))?;
+        subject.require(size_mib, pages)?;
+        Ok(subject)
+    }
+
+    /// Starts one in namespaces of its own: the first `count` of [`NAMESPACES`].
+    ///
+    /// # Errors
+    /// As [`Subject::start`], or when there are not so many.
+    pub fn start_in_namespaces(size_mib: usize, pages: Pages, count: usize) -> Result<Self> {
+        let kinds = NAMESPACES.get(..count);
+        let kinds = kinds.with_context(|| format!("there are not {count} kinds of namespaces"))?;
+        let plain = workload(size_mib, pages, &[])?;
+        // It becomes the workload, which so has its PID.
+        let mut command = Command::new("unshare");
+        command
+            .args(kinds)
+            .arg(plain.get_program())
+            .args(plain.get_args());
+        let subject = Self::begin(command)?;
+        subject.require(size_mib, pages)?;
         Ok(subject)
     }
 
@@ -70,18 +103,26 @@ impl Subject {
     ///
     /// # Errors
     /// When it does not begin well.
-    pub fn begin(mut command: Command) -> Result<Self> {
-        fs::create_dir_all(DIR)?;
-        remove_if_there(&answer())?;
+    pub fn begin(command: Command) -> Result<Self> {
+        Self::begin_in(command, Path::new(DIR))
+    }
+
+    fn begin_in(mut command: Command, folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let answer = folder.join("answer");
+        remove_if_there(&answer)?;
         command
-            .arg(answer())
+            .arg(&answer)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let child = in_new_session(&mut command)
             .spawn()
             .with_context(|| format!("cannot start {command:?}"))?;
-        let mut subject = Self::of(child)?;
+        let mut subject = Self {
+            folder: folder.into(),
+            ..Self::of(child)?
+        };
         let ready = subject.wait_for_answer();
         let ready = ready.with_context(|| format!("{command:?}"))?;
         ensure!(ready == 0, "{command:?} does not begin well");
@@ -91,7 +132,11 @@ impl Subject {
     /// One that was started or restored before.
     #[must_use]
     pub fn at(pid: i32) -> Self {
-        Self { pid, child: None }
+        Self {
+            pid,
+            child: None,
+            folder: DIR.into(),
+        }
     }
 
     /// A child of ours, which need not be a workload.
@@ -99,21 +144,28 @@ impl Subject {
     /// # Errors
     /// When its PID is none.
     pub fn of(child: Child) -> Result<Self> {
+        let pid = i32::try_from(child.id())?;
         Ok(Self {
-            pid: i32::try_from(child.id())?,
             child: Some(child),
+            ..Self::at(pid)
         })
     }
 
     /// Waits for the process to write its answer.
     fn wait_for_answer(&mut self) -> Result<u64> {
         let begun = Instant::now();
+        let answer = self.folder.join("answer");
+        let mut silent = true;
         while begun.elapsed() < PATIENCE {
-            if let Ok(text) = fs::read_to_string(answer()) {
-                remove_if_there(&answer())?;
+            if let Ok(text) = fs::read_to_string(&answer) {
+                remove_if_there(&answer)?;
                 return Ok(text.parse()?);
             }
             ensure!(self.is_alive()?, "the workload ended by itself");
+            if silent && begun.elapsed() > SILENCE {
+                silent = false;
+                eprintln!("waiting for an answer of process {} …", self.pid);
+            }
             // Not so seldom that it would tell in how long an answer takes.
             let pause = begun.elapsed() / 32;
             sleep(pause.clamp(Duration::from_micros(100), Duration::from_millis(5)));
@@ -129,7 +181,10 @@ impl Subject {
     }
 
     /// Makes sure that the kernel gave the huge pages that were asked for.
-    fn require_huge_pages(&self, size_mib: usize) -> Result<()> {
+    fn require(&self, size_mib: usize, pages: Pages) -> Result<()> {
+        if pages == Pages::Small {
+            return Ok(());
+        }
         let huge = self.huge_mib()?;
         ensure!(
             huge >= size_mib as u64 / 10 * 9,
@@ -234,7 +289,11 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn fork(&mut self) -> Result<Self> {
-        Ok(Self::at(i32::try_from(self.ask(&Request::Fork)?)?))
+        let pid = i32::try_from(self.ask(&Request::Fork)?)?;
+        Ok(Self {
+            folder: self.folder.clone(),
+            ..Self::at(pid)
+        })
     }
 
     /// Has it do the next step of its computation; tells the state after it.
@@ -258,8 +317,9 @@ impl Subject {
     /// # Errors
     /// When it is gone.
     pub fn ask(&mut self, request: &impl Serialize) -> Result<u64> {
-        remove_if_there(&answer())?;
-        workload::leave(request, &answer())?;
+        let answer = self.folder.join("answer");
+        remove_if_there(&answer)?;
+        workload::leave(request, &answer)?;
         kill(Pid::from_raw(self.pid), Signal::SIGUSR1).context("the workload is gone")?;
         self.wait_for_answer()
     }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The systems that are compared, each with one dump and one restore.
 
 use std::fs;

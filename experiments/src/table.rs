@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Tables for people: a header, a rule, right-aligned columns but the first.
 
 /// Lays `rows` out under `header`.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The times of a dump and a restore.
 
 use serde::{Deserialize, Serialize};

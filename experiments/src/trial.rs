@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! One process, dumped and restored by one of the systems; the guest half.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `vascriu`: dump and restore of one process tree, timed. Its own steps it times
 //! itself (`--json`).
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The workload: a process with a known pattern in its memory, and perhaps [many](Many) of
 //! something else, that can tell at any time whether all is as it left it, and does more on
 //! [request](Request).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The process that removes what an experiment leaves.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A report of made-up samples of all experiments, as a browser shows it.
 #![allow(clippy::unwrap_used)] // in helpers, too, a failure is the test's failure
 
@@ -11,8 +12,12 @@ use mvas_exp::frame::provenance::Provenance;
 use mvas_exp::frame::samples::{self, Line, Sample, Samples};
 use mvas_exp::frame::{Case, Experiment, Metrics};
 
-/// Samples as a run leaves them, of numbers that grow with the axes and scatter.
 fn make_up(experiment: &dyn Experiment, settings: &Settings, folder: &Path) {
+    make_up_of("made up", experiment, settings, folder);
+}
+
+/// Samples as a run of this program leaves them, of numbers that grow with the axes and scatter.
+fn make_up_of(program: &str, experiment: &dyn Experiment, settings: &Settings, folder: &Path) {
     let definition = experiment.definition();
     let mut random = Rng::with_seed(7);
     let mut measure = |case: &Case| -> Metrics {
@@ -32,6 +37,7 @@ fn make_up(experiment: &dyn Experiment, settings: &Settings, folder: &Path) {
     let run = Provenance {
         host: "sim".into(),
         cpu: "made up".into(),
+        program: program.into(),
         settings: settings.clone(),
         ..Provenance::default()
     };
@@ -52,6 +58,19 @@ fn report(from: &Path, out: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mvas-exp"));
     command.args(["report", "--json", "--from"]).arg(from);
     command.arg("--out").arg(out).output().unwrap()
+}
+
+fn publish(from: &Path, folder: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mvas-exp"));
+    command.args(["report", "--from"]).arg(from);
+    command.arg("--publish").arg(folder).output().unwrap()
+}
+
+fn quick() -> Settings {
+    Settings {
+        quick: true,
+        ..Settings::default()
+    }
 }
 
 fn looks_good(report: &Path) {
@@ -88,6 +107,47 @@ fn a_report_of_all_experiments_has_figures_that_can_be_read() {
 }
 
 #[test]
+fn a_published_report_is_made_again_of_its_samples() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, folder) = (dir.path().join("from"), dir.path().join("published"));
+    let [first, second] = [exp::ALL[0], exp::ALL[1]];
+    make_up(first, &quick(), &from);
+    assert!(publish(&from, &folder).status.success());
+    // Of a second run, that of the first is kept, but for figures that there are no more.
+    std::fs::remove_dir_all(&from).unwrap();
+    make_up(second, &quick(), &from);
+    let old = format!("figures/{}-of-old.svg", first.definition().name);
+    std::fs::write(folder.join(&old), "").unwrap();
+    assert!(publish(&from, &folder).status.success());
+    assert!(!folder.join(old).exists());
+    for e in [first, second] {
+        let compressed = samples::compressed_path(&folder.join("samples"), e.definition().name);
+        assert!(compressed.exists(), "{}", compressed.display());
+    }
+
+    let again = dir.path().join("again");
+    let said = report(&folder.join("samples"), &again);
+    assert!(said.status.success(), "{said:?}");
+    let figures = std::fs::read_dir(folder.join("figures")).unwrap();
+    let figures = figures.map(|e| format!("figures/{}", e.unwrap().file_name().display()));
+    let pages = ["index.html", "report.md"].map(str::to_owned);
+    for file in pages.into_iter().chain(figures) {
+        let [published, made] = [&folder, &again].map(|f| std::fs::read(f.join(&file)).unwrap());
+        assert!(published == made, "{file}");
+    }
+}
+
+#[test]
+fn damaged_samples_are_not_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, folder) = (dir.path().join("from"), dir.path().join("published"));
+    make_up(exp::ALL[0], &quick(), &from);
+    std::fs::write(samples::path(&from, exp::ALL[1].definition().name), "{}\n").unwrap();
+    let said = publish(&from, &folder);
+    assert!(!said.status.success() && !folder.exists(), "{said:?}");
+}
+
+#[test]
 fn what_was_not_measured_is_named_and_nothing_at_all_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let said = report(dir.path(), &dir.path().join("report"));
@@ -99,14 +159,37 @@ fn what_was_not_measured_is_named_and_nothing_at_all_is_an_error() {
 }
 
 #[test]
-fn a_damaged_file_is_named() {
+fn what_is_damaged_is_named_and_the_others_are_reported() {
     let dir = tempfile::tempdir().unwrap();
-    let path = samples::path(dir.path(), exp::ALL[0].definition().name);
+    let (from, out) = (dir.path().join("from"), dir.path().join("report"));
+    make_up(exp::ALL[1], &quick(), &from);
+    let path = samples::path(&from, exp::ALL[0].definition().name);
     std::fs::write(&path, "{}\n").unwrap();
-    let said = report(dir.path(), &dir.path().join("report"));
+    let said = report(&from, &out);
     let error = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(
         !said.status.success() && error.contains(path.to_str().unwrap()),
         "{error}"
     );
+    let page = std::fs::read_to_string(out.join("report.md")).unwrap();
+    assert!(page.contains("figures/") && page.contains("Not measured"));
+}
+
+#[test]
+fn samples_of_other_commits_are_shown_with_theirs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, out) = (dir.path().join("from"), dir.path().join("report"));
+    let [first, second] = [exp::ALL[0], exp::ALL[1]];
+    for (experiment, commit) in [(first, "aaaa"), (second, "bbbb")] {
+        make_up_of(commit, experiment, &quick(), &from);
+    }
+    assert!(report(&from, &out).status.success());
+    let page = std::fs::read_to_string(out.join("report.md")).unwrap();
+    let (_, provenance) = page.split_once("## Provenance").unwrap();
+    for (experiment, commit) in [(first, "aaaa"), (second, "bbbb")] {
+        let title = format!("### {}\n", experiment.definition().title);
+        let (_, own) = provenance.split_once(&title).unwrap();
+        let own = own.split("###").next().unwrap();
+        assert!(own.contains(&format!("program: {commit}")), "{own}");
+    }
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Sequences of virtio-vas requests of two VMs against a model of what their memory shows.
 //!
 //! The body is that of the property test `vmm/tests/vas`, which every `cargo test` runs with

@@ -4,10 +4,8 @@
  */
 #include <elf.h>
 #include <poll.h>
-#include <sys/ptrace.h>
-#include <sys/user.h>
 
-#include "vas_test.h"
+#include "vas_guard.h"
 
 #define RW	(PROT_READ | PROT_WRITE)
 
@@ -101,30 +99,12 @@ static pid_t victim(struct board *b, int fd, int what)
 	_exit(0);
 }
 
-static long guard_bytes(int session, pid_t tid, void *addr, uint32_t len)
-{
-	struct vas_guard arg = {
-		.tid = tid, .addr = (ulong)addr, .len = len,
-	};
-
-	return ret_errno(ioctl(session, VAS_IOC_GUARD, &arg));
-}
-
-static void stop(pid_t pid)
-{
-	int status;
-
-	ptrace(PTRACE_SEIZE, pid, 0, PTRACE_O_TRACESYSGOOD);
-	ptrace(PTRACE_INTERRUPT, pid, 0, 0);
-	waitpid(pid, &status, __WALL);
-}
-
 /* For a tracer, which ends if that fails. */
 static int stop_guarded(pid_t pid)
 {
 	int session = vas_session();
 
-	stop(pid);
+	seize(pid, PTRACE_O_TRACESYSGOOD);
 	if (guard_bytes(session, pid, NULL, 0))
 		_exit(1);
 	return session;
@@ -189,7 +169,7 @@ static bool trace_and_die(struct board *b, pid_t pid, int stage, bool guarded)
 
 	if (!tracer) {
 		if (!guarded)
-			stop(pid);
+			seize(pid, PTRACE_O_TRACESYSGOOD);
 		else if (guard_bytes(stop_guarded(pid), pid, answer, 8))
 			_exit(1);
 		borrow(pid, stage);
@@ -352,6 +332,53 @@ TEST_F(guard, a_detached_task_is_left_alone)
 	EXPECT_EQ(0, blocked(self->victim));
 }
 
+/* What a guard saved is over with the detach: a later one saves anew. */
+TEST_F(guard, a_task_that_is_seized_again_has_its_second_state)
+{
+	struct board *b = self->board;
+	uint64_t none = 0;
+	pid_t tracer;
+
+	self->victim = victim(b, self->pipe[0], SPIN);
+	wait_ready(b);
+	tracer = fork();
+	if (!tracer) {
+		int session = stop_guarded(self->victim);
+
+		ptrace(PTRACE_SETSIGMASK, self->victim, 8, &none);
+		ptrace(PTRACE_DETACH, self->victim, 0, 0);
+		seize(self->victim, 0);
+		_exit(guard_bytes(session, self->victim, answer, 8) != 0);
+	}
+	EXPECT_EQ(0, exit_status(tracer));
+	EXPECT_TRUE(goes_on(b, self->victim));
+	EXPECT_EQ(0, blocked(self->victim));
+}
+
+/* The last that was saved is put back first. */
+TEST_F(guard, ranges_that_overlap_are_as_they_were)
+{
+	struct board *b = self->board;
+	pid_t tracer;
+
+	self->victim = victim(b, self->pipe[0], SPIN);
+	wait_ready(b);
+	tracer = fork();
+	if (!tracer) {
+		int session = stop_guarded(self->victim);
+		char *at = (char *)answer;
+		bool failed = guard_bytes(session, self->victim, at, 8);
+
+		ptrace(PTRACE_POKEDATA, self->victim, at, -1L);
+		failed |= guard_bytes(session, self->victim, at + 4, 8);
+		ptrace(PTRACE_POKEDATA, self->victim, at + 4, -1L);
+		_exit(failed);
+	}
+	EXPECT_EQ(0, exit_status(tracer));
+	EXPECT_TRUE(goes_on(b, self->victim));
+	EXPECT_EQ(0, b->wrong);
+}
+
 TEST_F(guard, a_victim_that_is_killed_meanwhile_keeps_nobody)
 {
 	struct board *b = self->board;
@@ -385,7 +412,7 @@ TEST_F(guard, what_is_not_stopped_by_the_caller_is_refused)
 	ptrace(PTRACE_SEIZE, self->victim, 0, 0);
 	EXPECT_EQ(-ESRCH, guard_bytes(session, self->victim, NULL, 0));
 	ptrace(PTRACE_DETACH, self->victim, 0, 0);
-	stop(self->victim);
+	seize(self->victim, 0);
 	EXPECT_EQ(-EFAULT, guard_bytes(session, self->victim, NULL, 8));
 	EXPECT_EQ(-EFAULT, guard_bytes(session, self->victim, (void *)-8L, 8));
 	EXPECT_EQ(-EINVAL, guard_bytes(session, self->victim, answer,
@@ -397,6 +424,13 @@ TEST_F(guard, what_is_not_stopped_by_the_caller_is_refused)
 	EXPECT_EQ(-EFAULT, ret_errno(ioctl(session, VAS_IOC_GUARD, NULL)));
 	EXPECT_EQ(0, guard_bytes(session, self->victim, answer, VAS_GUARD_MAX));
 	EXPECT_EQ(0, guard_bytes(session, self->victim, answer, VAS_GUARD_MAX));
+	ptrace(PTRACE_DETACH, self->victim, 0, 0);
+
+	/* At a signal: the tracer may still take it away. */
+	ptrace(PTRACE_SEIZE, self->victim, 0, 0);
+	kill(self->victim, SIGWINCH);
+	EXPECT_EQ(self->victim, waitpid(self->victim, NULL, __WALL));
+	EXPECT_EQ(-EBUSY, guard_bytes(session, self->victim, NULL, 0));
 	ptrace(PTRACE_DETACH, self->victim, 0, 0);
 	close(session);
 	EXPECT_TRUE(goes_on(b, self->victim));

@@ -380,21 +380,12 @@ TEST_F(vas, watched_memory_is_not_captured)
 TEST_F(vas, merged_pages_come_back_here_and_elsewhere)
 {
 	ulong to = BASE + GiB;
-	int i;
 
 	if (!kernel_has("/sys/kernel/mm/ksm/run"))
 		SKIP(return, "no KSM");
 	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, MiB, RW));
 	ASSERT_EQ(0, tcall(&self->t, t_fill_same, BASE, MiB, 0));
-	write_file("/sys/kernel/mm/ksm/sleep_millisecs", "0");
-	write_file("/sys/kernel/mm/ksm/pages_to_scan", "10000");
-	ASSERT_EQ(0, write_file("/sys/kernel/mm/ksm/run", "1"));
-	for (i = 0; i < 600; i++) {
-		if (strtol(read_file("/sys/kernel/mm/ksm/pages_sharing"), NULL, 10) > 250)
-			break;
-		usleep(100000);
-	}
-	ASSERT_LT(i, 600);
+	ASSERT_TRUE(ksm_merges("pages_sharing", 250));
 	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
 	EXPECT_EQ(MiB / PAGE, vas_range_at(self->fd, BASE).pages);
 	ASSERT_EQ(0, tcall(&self->u, t_map, BASE, MiB, RW));
@@ -412,6 +403,43 @@ TEST_F(vas, merged_pages_come_back_here_and_elsewhere)
 	EXPECT_EQ(0, tcall(&self->u, t_check_same, to, MiB, 0));
 	self->t = target_new();
 	write_file("/sys/kernel/mm/ksm/run", "0");
+}
+
+static long ksm_zero_pages(void)
+{
+	return strtol(read_file("/sys/kernel/mm/ksm/ksm_zero_pages"), NULL, 10);
+}
+
+static long t_fill_zeroes(ulong addr, ulong len, ulong unused)
+{
+	memset((void *)addr, 0, len);
+	return t_madvise(addr, len, MADV_MERGEABLE);
+}
+
+/* The zero page takes their place, and KSM counts how often: once for who has it. */
+TEST_F(vas, merged_pages_of_zeroes_are_counted_where_they_were_merged)
+{
+	long before;
+
+	if (!kernel_has("/sys/kernel/mm/ksm/use_zero_pages"))
+		SKIP(return, "no KSM");
+	write_file("/sys/kernel/mm/ksm/use_zero_pages", "1");
+	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, MiB, RW));
+	ASSERT_EQ(0, tcall(&self->t, t_fill_zeroes, BASE, MiB, 0));
+	ASSERT_TRUE(ksm_merges("ksm_zero_pages", 250));
+	write_file("/sys/kernel/mm/ksm/run", "0");
+	before = ksm_zero_pages();
+	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
+	ASSERT_EQ(0, tcall(&self->u, t_map, BASE, MiB, RW));
+	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, 0, 0, 0, NULL));
+	target_kill(&self->u);
+	ASSERT_EQ(0, vas_delete(self->fd, 0));
+	EXPECT_EQ(before, ksm_zero_pages());
+	target_kill(&self->t);
+	EXPECT_EQ(0, ksm_zero_pages());
+	self->t = target_new();
+	self->u = target_new();
+	write_file("/sys/kernel/mm/ksm/use_zero_pages", "0");
 }
 
 /* --- Soft-dirty, and other things of page tables --- */

@@ -3,6 +3,9 @@
  * What must not work: bad arguments, and targets that do not fit.  A refused
  * attach leaves the target as it was.
  */
+#include <pthread.h>
+#include <sys/ptrace.h>
+
 #include "vas_test.h"
 
 #define RW	(PROT_READ | PROT_WRITE)
@@ -84,8 +87,8 @@ TEST_F(vas, unknown_flags_and_reserved_fields_are_refused)
 {
 	struct vas_create create = { .name = "x", .mode = 0600, .flags = 1 };
 	struct vas_open open = { .id = self->id, .access = VAS_ACCESS_READ, .flags = 1 };
-	struct vas_capture capture = { .pidfd = pidfd_of(self->t.pid), .flags = 2 };
-	struct vas_attach attach = { .pidfd = pidfd_of(self->t.pid), .flags = 2 };
+	struct vas_capture capture = { .pidfd = pidfd_of(self->t.pid), .flags = 4 };
+	struct vas_attach attach = { .pidfd = pidfd_of(self->t.pid), .flags = 4 };
 	struct vas_ranges ranges = { .count = 1, .reserved = 1 };
 	struct vas_delete delete = { .flags = 2 };
 
@@ -230,6 +233,56 @@ TEST_F(vas, zombies_and_kernel_threads_have_no_memory)
 	waitpid(pid, NULL, 0);
 	EXPECT_EQ(-ESRCH, vas_capture(self->fd, 2 /* kthreadd */, 0, NULL));
 	EXPECT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
+}
+
+static void *pause_forever(void *arg)
+{
+	for (;;)
+		pause();
+	return NULL;
+}
+
+static long t_thread(ulong a, ulong b, ulong c)
+{
+	pthread_t thread;
+
+	return -pthread_create(&thread, NULL, pause_forever, NULL);
+}
+
+/* What a capture and an attach say to a process that must not run; 1 if not the same. */
+static int of_stopped(int session, pid_t pid)
+{
+	struct vas_attach whole = { .flags = VAS_ATTACH_STOPPED };
+	int fd = vas_create(session, "stopped", 0600, NULL);
+	int err = vas_capture(fd, pid, VAS_CAPTURE_STOPPED, NULL);
+
+	if (err)
+		vas_capture(fd, pid, 0, NULL);
+	if (vas_attach_as(fd, pid, &whole) != err)
+		err = 1;
+	vas_delete(fd, 0);
+	close(fd);
+	return err;
+}
+
+TEST_F(vas, a_process_that_must_not_run_is_refused_while_one_thread_does)
+{
+	pid_t pid = self->t.pid;
+
+	ASSERT_EQ(0, tcall(&self->t, t_thread, 0, 0, 0));
+	EXPECT_EQ(-EBUSY, of_stopped(self->session, pid));
+	kill(pid, SIGSTOP);
+	ASSERT_EQ(pid, waitpid(pid, NULL, WUNTRACED));
+	EXPECT_EQ(0, of_stopped(self->session, pid));
+	kill(pid, SIGCONT);
+	ASSERT_EQ(pid, waitpid(pid, NULL, WCONTINUED));
+	/* Its first thread stops, the other does not. */
+	ASSERT_EQ(0, ptrace(PTRACE_SEIZE, pid, 0, 0));
+	ASSERT_EQ(0, ptrace(PTRACE_INTERRUPT, pid, 0, 0));
+	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
+	EXPECT_EQ(-EBUSY, of_stopped(self->session, pid));
+	ASSERT_EQ(0, ptrace(PTRACE_DETACH, pid, 0, 0));
+	EXPECT_EQ(0, tcall(&self->t, t_check, BASE, 4 * MiB, 1));
 }
 
 TEST_F(vas, bad_ranges_are_refused)

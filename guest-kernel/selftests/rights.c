@@ -85,6 +85,32 @@ TEST_F(vas, opening_needs_a_capability_in_the_initial_namespace)
 	target_kill(&v);
 }
 
+/* Reads the name of a VAS. */
+static long t_name(ulong id, ulong b, ulong c)
+{
+	char name[VAS_NAME_MAX];
+	int fd = open(vas_sysfs(id, "name"), O_RDONLY);
+	long len = ret_errno(fd < 0 ? fd : read(fd, name, sizeof(name)));
+
+	close(fd);
+	return len;
+}
+
+/* As root in a container, which has few capabilities. */
+TEST_F(vas, names_are_for_those_who_may_open_the_device)
+{
+	struct target v = target_new();
+
+	EXPECT_LT(0, tcall(&v, t_name, self->id, 0, 0));
+	ASSERT_EQ(0, tcall(&v, t_become, 0, 0, CAP_DAC_OVERRIDE));
+	EXPECT_EQ(-EPERM, tcall(&v, t_name, self->id, 0, 0));
+	target_kill(&v);
+	v = target_new();
+	ASSERT_EQ(0, tcall(&v, t_become, NOBODY, NOBODY, CAP_CHECKPOINT_RESTORE));
+	EXPECT_LT(0, tcall(&v, t_name, self->id, 0, 0));
+	target_kill(&v);
+}
+
 static long t_open(ulong session, ulong id, ulong access)
 {
 	return vas_open(session, id, NULL, access);

@@ -5,6 +5,7 @@
  */
 #include <dirent.h>
 
+#include "vas_cgroup.h"
 #include "vas_store.h"
 
 TEST_F(vas, without_a_store_all_of_it_is_refused)
@@ -268,21 +269,19 @@ TEST_F(vas, a_killed_caller_leaves_nothing_behind)
 	EXPECT_EQ(0, tcall(&self->t, t_check_all, 1, 0, 0));
 }
 
-#define CG	"/sys/fs/cgroup/mvas-store"
+#define GROUP	"mvas-store"
 
 /* Who attaches a cold VAS pays for its pages, and a limit is an error. */
 TEST_F(vas, a_fill_is_charged_and_may_fail)
 {
 	const char *name = snap_name("charge");
-	char pid[16];
 	long now;
 
 	NEED_STORE(self->session);
-	write_file("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
-	if (mkdir(CG, 0755) || !kernel_has(CG "/memory.current"))
+	if (!cgroups_on())
 		SKIP(return, "no memory cgroups");
-	snprintf(pid, sizeof(pid), "%d", self->u.pid);
-	ASSERT_EQ(0, write_file(CG "/cgroup.procs", pid));
+	ASSERT_EQ(0, cgroup(GROUP));
+	ASSERT_EQ(0, cgroup_enter(GROUP, self->u.pid));
 	ASSERT_EQ(0, tcall(&self->t, t_workload, 1, 0, 0));
 	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
 	target_kill(&self->t);
@@ -290,23 +289,66 @@ TEST_F(vas, a_fill_is_charged_and_may_fail)
 	ASSERT_EQ(0, drain_one(self->session, name, self->fd));
 	ASSERT_EQ(0, evict(self->fd, NULL));
 	ASSERT_EQ(0, tcall(&self->u, t_map_all, 0, 0, 0));
-	now = strtol(read_file(CG "/memory.current"), NULL, 10);
+	now = cgroup_value(GROUP, "memory.current");
 
-	ASSERT_EQ(0, write_file(CG "/memory.max", "6M"));
+	ASSERT_EQ(0, cgroup_limit(GROUP, 6 * MiB));
 	EXPECT_EQ(-ENOMEM, vas_attach(self->fd, self->u.pid, BASE, 8 * MiB, BASE, NULL));
 	EXPECT_EQ(VAS_STORE_COLD, store_state(self->fd));
 	EXPECT_EQ(0, tcall(&self->u, t_check_zero, BASE, 8 * KiB, 0));
-	EXPECT_GE(now + MiB, strtol(read_file(CG "/memory.current"), NULL, 10));
-	ASSERT_EQ(0, write_file(CG "/memory.max", "max"));
+	EXPECT_GE(now + MiB, cgroup_value(GROUP, "memory.current"));
+	ASSERT_EQ(0, cgroup_write(GROUP, "memory.max", "max"));
 	ASSERT_EQ(0, attach_all(self->fd, &self->u));
-	EXPECT_LE(now + 11 * MiB, strtol(read_file(CG "/memory.current"), NULL, 10));
+	EXPECT_LE(now + 11 * MiB, cgroup_value(GROUP, "memory.current"));
 	EXPECT_EQ(0, tcall(&self->u, t_check_all, 1, 0, 0));
 	target_kill(&self->u);
 	ASSERT_EQ(0, evict(self->fd, NULL));
-	EXPECT_GE(now + MiB, strtol(read_file(CG "/memory.current"), NULL, 10));
+	EXPECT_GE(now + MiB, cgroup_value(GROUP, "memory.current"));
 	self->u = target_new();
 	EXPECT_EQ(0, store_delete(self->session, name));
-	rmdir(CG);
+	cgroup_remove(GROUP);
+}
+
+/*
+ * What a drain takes from swap is charged to its group.  When that has no room, it
+ * gives back what only the VAS has.
+ */
+TEST_F(vas, a_drain_ends_nobody_in_a_group_without_room)
+{
+	const char *name = snap_name("swap");
+	const ulong size = 32 * MiB;
+
+	NEED_STORE(self->session);
+	if (!cgroups_on() || swap_on())
+		SKIP(return, "no memory cgroups, or no swap");
+	ASSERT_EQ(0, cgroup(GROUP));
+	ASSERT_EQ(0, cgroup_enter(GROUP, self->t.pid));
+	ASSERT_EQ(0, cgroup_enter(GROUP, self->u.pid));
+	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, size, RW));
+	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, size, 1));
+	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
+	/* While a task has them, too: what only the VAS has would be given back. */
+	cgroup_write(GROUP, "memory.reclaim", "64M");
+	ASSERT_GT(size / 4, cgroup_value(GROUP, "memory.current"));
+	target_kill(&self->t);
+	self->t = target_new();
+	ASSERT_EQ(0, cgroup_write(GROUP, "memory.swap.max", "0"));
+	ASSERT_EQ(0, tcall(&self->u, t_map, BASE, size, RW));
+	ASSERT_EQ(0, tcall(&self->u, t_fill, BASE, size, 2));
+	ASSERT_EQ(0, cgroup_limit(GROUP, cgroup_value(GROUP, "memory.current") + MiB));
+
+	ASSERT_EQ(0, drain_one(self->session, name, self->fd));
+	EXPECT_EQ(0, cgroup_key(GROUP, "memory.events", "oom_kill"));
+	EXPECT_EQ(0, tcall(&self->u, t_check, BASE, size, 2));
+
+	ASSERT_EQ(0, cgroup_write(GROUP, "memory.max", "max"));
+	ASSERT_EQ(0, evict(self->fd, NULL));
+	ASSERT_EQ(0, vas_attach(self->fd, self->u.pid, BASE, size, BASE, NULL));
+	EXPECT_EQ(0, tcall(&self->u, t_check, BASE, size, 1));
+	target_kill(&self->u);
+	self->u = target_new();
+	EXPECT_EQ(0, store_delete(self->session, name));
+	swap_off();
+	cgroup_remove(GROUP);
 }
 
 TEST_HARNESS_MAIN

@@ -4,6 +4,10 @@
  * fault injection (the debug flavor has it): nothing is lost, neither store nor
  * kernel keeps anything of it, and a second try works.
  *
+ * Each test goes on until no allocation is left that did not fail.  How many there
+ * are, and how many of them are not made up for, is not ours to say: it depends on
+ * what lies ready in kmalloc's caches, and a fill does without a block.
+ *
  * The host has 64 handles for a machine, fewer than what fails here: a handle
  * that stayed open would be noticed.
  */
@@ -181,7 +185,6 @@ TEST_F(vas, a_drain_that_cannot_begin_leaves_nothing)
 		undone += drain_once(_metadata, self, n, arm_self, has_failed, &hit) != 0;
 	TH_LOG("%d allocations, %d drains undone", n - 1, undone);
 	EXPECT_FALSE(hit);
-	/* How many more allocate depends on what lies ready in kmalloc's caches. */
 	EXPECT_LT(0, undone);
 	EXPECT_EQ(0, tcall(&self->t, t_check_all, 1, 0, 0));
 }
@@ -215,7 +218,7 @@ TEST_F(vas, a_drain_that_fails_anywhere_is_undone)
 	fail_everywhere();
 	TH_LOG("%d allocations, %d drains undone", n - 1, undone);
 	EXPECT_EQ(3, missed);
-	EXPECT_LT(10, undone);
+	EXPECT_LT(0, undone);
 	EXPECT_EQ(0, tcall(&self->t, t_check_all, 1, 0, 0));
 }
 
@@ -260,7 +263,7 @@ TEST_F(vas, an_eviction_that_fails_lets_nothing_go)
 	}
 	TH_LOG("%d allocations, %d evictions undone", n - 1, undone);
 	EXPECT_FALSE(hit);
-	EXPECT_LT(2, undone);
+	EXPECT_LT(0, undone);
 	EXPECT_EQ(0, store_delete(self->session, name));
 }
 
@@ -308,9 +311,57 @@ TEST_F(vas, an_attach_of_cold_memory_that_fails_anywhere_is_undone)
 	}
 	TH_LOG("%d allocations, %d attaches undone, %d stayed cold", n - 1, undone, cold);
 	EXPECT_FALSE(hit);
-	EXPECT_LT(20, cold);
+	EXPECT_LT(0, cold);
 	EXPECT_LT(cold, undone);
 	EXPECT_EQ(0, cold_and_back(self->fd));
+	EXPECT_EQ(0, store_delete(self->session, name));
+}
+
+/*
+ * All blocks are refused: to this process, whose call fills.  At no time is anything
+ * else, or nobody could end it.
+ */
+static void refuse_blocks(bool on)
+{
+	static const char * const what[][3] = {
+		{ FAULTS "fail_page_alloc/min-order", "9", "0" },
+		{ FAULTS "fail_page_alloc/task-filter", "Y", "N" },
+		{ FAULTS "fail_page_alloc/times", "-1", "1" },
+		{ "/proc/self/make-it-fail", "1", "0" },
+		{ FAULTS "fail_page_alloc/probability", "100", "0" },
+	};
+
+	for (int i = 0; on && i < ARRAY_SIZE(what); i++)
+		write_file(what[i][0], what[i][1]);
+	for (int i = ARRAY_SIZE(what); !on && i--;)
+		write_file(what[i][0], what[i][2]);
+}
+
+TEST_F(vas, without_a_block_of_memory_a_fill_takes_pages)
+{
+	const char *name = snap_name("fault-blocks");
+	struct vas_stat before, st;
+	int ret;
+
+	NEED_FAULTS(self->session);
+	if (access("/proc/self/make-it-fail", F_OK))
+		SKIP(return, "no fault injection by task");
+	store_workload(_metadata, self, name);
+	before = stat_of(self->fd);
+	ASSERT_LT(0, before.huge_pages);
+	ASSERT_EQ(0, evict(self->fd, NULL));
+	ASSERT_EQ(0, tcall(&self->u, t_map_all, 0, 0, 0));
+	refuse_blocks(true);
+	ret = attach_all(self->fd, &self->u);
+	refuse_blocks(false);
+	ASSERT_EQ(0, ret);
+	EXPECT_EQ(0, tcall(&self->u, t_check_all, 1, 0, 0));
+	st = stat_of(self->fd);
+	EXPECT_EQ(before.pages, st.pages);
+	EXPECT_EQ(0, st.huge_pages);
+	/* There are blocks again. */
+	ASSERT_EQ(0, cold_and_back(self->fd));
+	EXPECT_LT(0, stat_of(self->fd).huge_pages);
 	EXPECT_EQ(0, store_delete(self->session, name));
 }
 
@@ -351,7 +402,7 @@ TEST_F(vas, a_load_that_fails_anywhere_leaves_nothing)
 	}
 	TH_LOG("%d allocations, %d loads undone", n - 1, undone);
 	EXPECT_FALSE(hit);
-	EXPECT_LT(10, undone);
+	EXPECT_LT(0, undone);
 	self->fd = -1;
 	EXPECT_EQ(0, store_delete(self->session, name));
 }

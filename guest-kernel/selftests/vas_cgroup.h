@@ -38,22 +38,29 @@ static inline long cgroup_key(const char *name, const char *file,
 	return proc_value(path, key);
 }
 
+static inline int cgroup_write(const char *name, const char *file,
+			       const char *text)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), CG "/%s/%s", name, file);
+	return write_file(path, text);
+}
+
 static inline int cgroup_limit(const char *name, ulong bytes)
 {
-	char path[128], text[32];
+	char text[32];
 
-	snprintf(path, sizeof(path), CG "/%s/memory.max", name);
 	snprintf(text, sizeof(text), "%lu", bytes);
-	return write_file(path, text);
+	return cgroup_write(name, "memory.max", text);
 }
 
 static inline int cgroup_enter(const char *name, pid_t pid)
 {
-	char path[128], text[16];
+	char text[16];
 
-	snprintf(path, sizeof(path), CG "/%s/cgroup.procs", name);
 	snprintf(text, sizeof(text), "%d", pid);
-	return write_file(path, text);
+	return cgroup_write(name, "cgroup.procs", text);
 }
 
 static inline int cgroup_remove(const char *name)

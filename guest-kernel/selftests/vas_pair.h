@@ -66,6 +66,23 @@ static inline long t_check_same(ulong addr, ulong len, ulong unused)
 	return bad;
 }
 
+/* Has KSM work until it counts more than so many pages of a kind. */
+static inline bool ksm_merges(const char *counter, long pages)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%s", counter);
+	write_file("/sys/kernel/mm/ksm/sleep_millisecs", "0");
+	write_file("/sys/kernel/mm/ksm/pages_to_scan", "10000");
+	write_file("/sys/kernel/mm/ksm/run", "1");
+	for (int i = 0; i < 600; i++) {
+		if (strtol(read_file(path), NULL, 10) > pages)
+			return true;
+		usleep(100000);
+	}
+	return false;
+}
+
 /* A target's own child. */
 static struct target child __attribute__((unused));
 

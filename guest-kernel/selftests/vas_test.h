@@ -76,7 +76,7 @@ static inline int vas_create(int session, const char *name, unsigned int mode,
 	struct vas_create arg = { .mode = mode };
 	int fd;
 
-	strncpy(arg.name, name, sizeof(arg.name) - 1);
+	snprintf(arg.name, sizeof(arg.name), "%s", name);
 	fd = ret_errno(ioctl(session, VAS_IOC_CREATE, &arg));
 	if (id)
 		*id = arg.id;
@@ -89,7 +89,7 @@ static inline int vas_open(int session, uint64_t id, const char *name,
 	struct vas_open arg = { .id = id, .access = access };
 
 	if (name)
-		strncpy(arg.name, name, sizeof(arg.name) - 1);
+		snprintf(arg.name, sizeof(arg.name), "%s", name);
 	return ret_errno(ioctl(session, VAS_IOC_OPEN, &arg));
 }
 
@@ -491,6 +491,7 @@ static inline bool kernel_has(const char *path)
 }
 
 /* Swap on zram; nothing else uses that. */
+#define SWAP	(512 * MiB)
 static inline int swap_on(void)
 {
 	static char page[PAGE];
@@ -500,7 +501,7 @@ static inline int swap_on(void)
 		return -1;
 	fd = open("/dev/zram0", O_RDWR | O_CLOEXEC);
 	*(uint32_t *)(page + 1024) = 1;				/* version */
-	*(uint32_t *)(page + 1028) = 512 * MiB / PAGE - 1;	/* last page */
+	*(uint32_t *)(page + 1028) = SWAP / PAGE - 1;	/* last page */
 	memcpy(page + PAGE - 10, "SWAPSPACE2", 10);
 	if (fd < 0 || write(fd, page, PAGE) != PAGE || close(fd))
 		return -1;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The cache of built things, `${XDG_CACHE_HOME:-~/.cache}/mvas`.
 //!
 //! An entry is the directory `<kind>/<key>/`. It is made under a temporary name
@@ -55,6 +56,11 @@ pub struct Cache {
 /// meanwhile have ended: what a killed builder leaves running keeps the next one waiting.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held for its lock")] File);
+
+/// Tells that somebody else builds it: for [`Cache::lock`].
+pub(crate) fn waiting(what: &str) {
+    eprintln!("  waiting for another build of the {what} …");
+}
 
 impl Cache {
     /// The cache of this user: `$XDG_CACHE_HOME/mvas`, else `~/.cache/mvas`.

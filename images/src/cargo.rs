@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Our own programs: built by cargo, found by what cargo reports.
 
 use std::path::{Path, PathBuf};

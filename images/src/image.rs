@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The guest image: Debian's packages, our programs, the tests, in one ext4 file.
 
 use std::fs;
@@ -8,8 +9,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use nix::unistd::Uid;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, waiting};
 use crate::cargo::{self, Artifact, Kind};
+use crate::debian::{SUITE, mmdebstrap};
 use crate::key::{Inputs, Key};
 use crate::step::Steps;
 use crate::workspace::Workspace;
@@ -80,8 +82,6 @@ impl Flavor {
     }
 }
 
-/// The Debian release in the guest: it has CRIU 4.1.
-const SUITE: &str = "trixie";
 /// What of Debian's packages is left out, below `/usr`. The folders of manuals stay: a JVM's
 /// package makes links in them.
 const NOT_INSTALLED: [&str; 7] = [
@@ -164,16 +164,11 @@ impl<'a> Builder<'a> {
             let recipes = recipes.map(|r| fs::read_to_string(self.workspace.path(r)));
             let recipes = recipes.collect::<Result<Vec<_>, _>>()?.concat();
             let packages = package_list(&recipes);
-            let mut mmdebstrap = Command::new("mmdebstrap");
-            mmdebstrap.args(["--variant=minbase", "--aptopt=Acquire::Retries \"3\""]);
+            let mut mmdebstrap = mmdebstrap("minbase", &packages, &out.join("base.tar"));
             for excluded in NOT_INSTALLED {
                 mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/{excluded}"));
             }
-            mmdebstrap
-                .arg(format!("--include={}", packages.join(",")))
-                .arg(SUITE)
-                .arg(out.join("base.tar"));
-            Ok(self.steps(kind)?.run(
+            Ok(Steps::of_build(self.cache, kind)?.run(
                 &format!("installing {} Debian packages", packages.len()),
                 &mut mmdebstrap,
             )?)
@@ -227,17 +222,11 @@ impl<'a> Builder<'a> {
                     .arg(&base)
                     .args(&overlays)
                     .arg(&stage);
-                Ok(self.steps(kind)?.run("packing the image", &mut command)?)
+                Ok(Steps::of_build(self.cache, kind)?.run("packing the image", &mut command)?)
             })?;
         let image = entry.join("rootfs.ext4");
         self.cache.set_current(self.flavor.current(), &image)?;
         Ok(image)
-    }
-
-    fn steps(&self, name: &str) -> Result<Steps> {
-        Ok(Steps::new(
-            &self.cache.dir("logs")?.join(format!("{name}.log")),
-        )?)
     }
 
     /// Builds our programs; returns pairs of the path in the image and the file.
@@ -279,10 +268,6 @@ impl<'a> Builder<'a> {
         files.sort();
         Ok(files)
     }
-}
-
-fn waiting(what: &str) {
-    eprintln!("  waiting for another build of the {what} …");
 }
 
 /// The packages of a recipe: one a line, with comments after `#`.

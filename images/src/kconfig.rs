@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Kernel configuration: does a `.config` hold what the fragments asked for?
 //!
 //! Kconfig silently drops an option whose dependencies are not met. A guest

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The guest kernel and its self-tests, from Debian's source package.
 
 use std::fs;
@@ -147,9 +148,8 @@ impl<'a> Builder<'a> {
     }
 
     fn lock(&self, flavor: Flavor) -> Result<cache::Lock, cache::Error> {
-        self.cache.lock(flavor.kind(), || {
-            eprintln!("  waiting for another build of the {} …", flavor.kind());
-        })
+        self.cache
+            .lock(flavor.kind(), || cache::waiting(flavor.kind()))
     }
 
     fn fragments(&self, flavor: Flavor) -> Vec<PathBuf> {
@@ -157,14 +157,8 @@ impl<'a> Builder<'a> {
         flavor.fragments().iter().map(|f| dir.join(f)).collect()
     }
 
-    fn steps(&self, name: &str) -> Result<Steps> {
-        Ok(Steps::new(
-            &self.cache.dir("logs")?.join(format!("{name}.log")),
-        )?)
-    }
-
     fn build_kernel(&self, flavor: Flavor, out: &Path) -> Result<()> {
-        let steps = self.steps(flavor.kind())?;
+        let steps = Steps::of_build(self.cache, flavor.kind())?;
         let tree = self.prepare_tree(flavor, &steps)?;
         self.configure(flavor, &tree, &steps)?;
         steps.run(
@@ -187,7 +181,7 @@ impl<'a> Builder<'a> {
 
     fn build_selftests(&self, out: &Path) -> Result<()> {
         let sources = self.workspace.path("guest-kernel/selftests");
-        let steps = self.steps(SELFTESTS)?;
+        let steps = Steps::of_build(self.cache, SELFTESTS)?;
         let tree = self.prepare_tree(Flavor::Release, &steps)?;
         steps.run(
             "installing the kernel headers",

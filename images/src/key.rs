@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Keys of cache entries: a hash over everything that went into an entry.
 
 use std::fmt;

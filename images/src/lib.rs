@@ -1,4 +1,5 @@
-//! Builds and caches the guest kernel, its self-tests and the guest image.
+// SPDX-License-Identifier: GPL-2.0-only
+//! Builds and caches the guest kernel, its self-tests, the guest image and the emulator.
 //!
 //! Every product is a directory in the cache whose name is a hash of all of its
 //! inputs ([`key`]), made elsewhere and renamed when whole ([`cache`]). So a
@@ -7,6 +8,8 @@
 
 pub mod cache;
 pub mod cargo;
+mod debian;
+pub mod emulator;
 pub mod image;
 pub mod kconfig;
 pub mod kernel;

@@ -1,4 +1,5 @@
-//! `mvas-images`: builds and caches the guest kernel and the guest image.
+// SPDX-License-Identifier: GPL-2.0-only
+//! `mvas-images`: builds and caches the guest kernel, the guest image and the emulator.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,9 +10,9 @@ use clap::{Parser, Subcommand};
 use mvas_images::cache::Cache;
 use mvas_images::kernel::Flavor;
 use mvas_images::workspace::Workspace;
-use mvas_images::{image, kernel, status};
+use mvas_images::{emulator, image, kernel, status};
 
-/// Builds the guest kernel and the guest image, or takes them from the cache.
+/// Builds the guest kernel, the guest image and the emulator, or takes them from the cache.
 ///
 /// The cache is ${XDG_CACHE_HOME:-~/.cache}/mvas; docs/BUILD.md tells its layout.
 /// `mvasvm` boots what was built last.
@@ -41,7 +42,9 @@ enum Command {
         #[arg(long, value_enum, default_value_t = image::Flavor::Default)]
         flavor: image::Flavor,
     },
-    /// Builds the kernel and the image
+    /// Brings the emulator of simulated hosts: a newer Debian's QEMU
+    Emulator,
+    /// Builds the kernel and the image, brings the emulator
     All {
         /// Which image
         #[arg(long, value_enum, default_value_t = image::Flavor::Default)]
@@ -87,8 +90,10 @@ fn run(cli: &Cli) -> Result<()> {
             done("self-tests", &kernel.selftests()?);
         }
         Command::Image { flavor } => done("image", &images(flavor).image(&kernel()?.selftests()?)?),
+        Command::Emulator => done("emulator", &emulator::build(&cache)?),
         Command::All { flavor, debug } => {
             let kernel = kernel()?;
+            done("emulator", &emulator::build(&cache)?);
             done("kernel", &kernel.kernel(Flavor::Release)?);
             if debug {
                 done("debug kernel", &kernel.kernel(Flavor::Debug)?);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What is in the cache, and cleaning it.
 
 use std::fs;
@@ -7,9 +8,9 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cache::{self, Cache};
-use crate::image;
 use crate::kernel::{self, Flavor, SELFTESTS};
 use crate::workspace::Workspace;
+use crate::{emulator, image};
 
 /// All kinds of entries; each has the lock of its name, except the self-tests,
 /// which are built under the kernel's.
@@ -18,6 +19,7 @@ fn kinds() -> Vec<(&'static str, &'static str)> {
         ("kernel", "kernel"),
         ("kernel-debug", "kernel-debug"),
         (SELFTESTS, "kernel"),
+        (emulator::KIND, emulator::KIND),
     ];
     for kind in image::Flavor::ALL.map(|f| [f.base(), f.image()]).concat() {
         kinds.push((kind, kind));
@@ -113,6 +115,7 @@ fn needed(cache: &Cache, workspace: &Workspace) -> Result<Vec<Needed>> {
         ("kernel", kernel.kernel_key(Flavor::Release)?),
         ("kernel-debug", kernel.kernel_key(Flavor::Debug)?),
         (SELFTESTS, kernel.selftests_key()?),
+        (emulator::KIND, emulator::key()),
     ];
     for flavor in image::Flavor::ALL {
         let images = image::Builder::new(cache, workspace, flavor);

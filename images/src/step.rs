@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Long steps: a command with its output in a log file, and its progress shown.
 
 use std::fs::{self, File};
@@ -5,6 +6,8 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::cache::Cache;
 
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +80,14 @@ impl Steps {
         Ok(Self {
             log: log.to_path_buf(),
         })
+    }
+
+    /// Steps that log to `logs/<name>.log` of the cache, which is emptied.
+    ///
+    /// # Errors
+    /// When the log cannot be written.
+    pub fn of_build(cache: &Cache, name: &str) -> anyhow::Result<Self> {
+        Ok(Self::new(&cache.dir("logs")?.join(format!("{name}.log")))?)
     }
 
     /// Runs `command`, showing what it does and for how long.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where the sources of this project are.
 
 use std::path::{Path, PathBuf};

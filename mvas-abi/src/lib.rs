@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The kernel's `/dev/vas` interface and the virtio-vas device for Rust: numbers and
 //! `#[repr(C)]` structs.
 //!

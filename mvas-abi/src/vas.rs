@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Mirror of `<linux/vas.h>`.
 
 /// Version of the interface that this crate speaks.
@@ -17,8 +18,12 @@ pub const VAS_ACCESS_READ: u32 = 1 << 0;
 pub const VAS_ACCESS_WRITE: u32 = 1 << 1;
 /// `VasCapture::flags`: hide the captured memory from this process's PAGEMAP_SCAN and smaps.
 pub const VAS_CAPTURE_HIDE: u32 = 1 << 0;
+/// `VasCapture::flags`: fail where a thread of the process runs.
+pub const VAS_CAPTURE_STOPPED: u32 = 1 << 1;
 /// `VasAttach::flags`: others go on from this memory, too: what is to be wiped on fork is empty.
 pub const VAS_ATTACH_CLONE: u32 = 1 << 0;
+/// `VasAttach::flags`: fail where a thread of the process runs.
+pub const VAS_ATTACH_STOPPED: u32 = 1 << 1;
 /// `VasStat::state`: created, nothing captured yet.
 pub const VAS_STATE_EMPTY: u32 = 0;
 /// `VasStat::state`: captured, goes with its session.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Mirror of `<linux/virtio_vas.h>`: the device between guest and snapshot store.
 //!
 //! What the numbers mean is in `docs/VIRTIO-VAS.md`. All fields are little-endian, and the

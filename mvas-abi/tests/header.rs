@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Compiles the C headers and compares every size, offset and number with the Rust mirror.
 
 use std::collections::BTreeMap;
@@ -112,11 +113,13 @@ fn vas() -> Mirror {
         VAS_NAME_MAX,
         VAS_LABEL_MAX,
         VAS_ATTACH_CLONE,
+        VAS_ATTACH_STOPPED,
         VAS_FEATURE_PAGEMAP_HIDE,
         VAS_FEATURE_STORE,
         VAS_ACCESS_READ,
         VAS_ACCESS_WRITE,
         VAS_CAPTURE_HIDE,
+        VAS_CAPTURE_STOPPED,
         VAS_STATE_EMPTY,
         VAS_STATE_TRANSIENT,
         VAS_STATE_COMMITTED,

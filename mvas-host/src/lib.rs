@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Guest RAM files and the snapshot store in host DRAM. Knows nothing of KVM.
 //!
 //! [`RamFile`] is the file that backs a guest's memory; [`FileRange`] names a part of it.

@@ -1,9 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Files whose lock says that their owner lives.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::libc::O_NOFOLLOW;
 
@@ -36,5 +39,21 @@ pub(crate) fn open_locked(path: &Path) -> io::Result<Option<File>> {
             }
             _ => {}
         }
+    }
+}
+
+/// Locks a file, and waits for that no longer than `patience`. `false`: it is locked still.
+pub(crate) fn lock_within(file: &File, patience: Duration) -> io::Result<bool> {
+    const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+    let begun = Instant::now();
+    let mut pause = Duration::from_micros(20);
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) if begun.elapsed() >= patience => return Ok(false),
+            Err(TryLockError::WouldBlock) => thread::sleep(pause),
+            Err(TryLockError::Error(e)) => return Err(e),
+        }
+        pause = LONGEST_PAUSE.min(pause * 2);
     }
 }

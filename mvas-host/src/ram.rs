@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The file that backs a guest's memory.
 
 use std::ffi::CString;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Offsets and ranges in a RAM file, kept apart from guest-physical addresses.
 
 use std::fmt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! In-memory container snapshots: stock CRIU with a VAS plugin.
 //!
 //! [`device`] is `/dev/vas`; [`snapshot`] is the object that all is about; [`store`] is the

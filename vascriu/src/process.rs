@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What `/proc` says about a task.
 
 use std::fs;
@@ -86,13 +87,7 @@ fn tracer_in(status: &str) -> Option<i32> {
 /// Whether another process traces the task.
 #[must_use]
 pub fn is_traced(pid: i32) -> bool {
-    tracer(pid).is_some()
-}
-
-/// The process that traces the task.
-#[must_use]
-pub fn tracer(pid: i32) -> Option<i32> {
-    tracer_in(&read(pid, "status").ok()?)
+    read(pid, "status").is_ok_and(|status| tracer_in(&status).is_some())
 }
 
 /// Field `number` of `/proc/PID/stat`, as proc(5) counts, from 3 on; the command name before
@@ -116,10 +111,20 @@ pub fn exit_status(pid: i32) -> Option<u64> {
 /// Whether the task is gone or on its way: killed, though perhaps not yet dead.
 #[must_use]
 pub fn is_ending(pid: i32) -> bool {
-    let (Ok(status), Ok(stat)) = (read(pid, "status"), read(pid, "stat")) else {
-        return true;
-    };
-    kill_pending(&status) || exiting(&stat)
+    read(pid, "status").map_or(true, |status| kill_pending(&status)) || stat_says_ending(pid)
+}
+
+/// As [`is_ending`], of a task that `tracer` traces.
+#[must_use]
+pub fn is_traced_and_ending(pid: i32, tracer: i32) -> bool {
+    let traced = |status: &String| tracer_in(status) == Some(tracer);
+    let status = read(pid, "status").ok().filter(traced);
+    let ending = |status: String| kill_pending(&status) || stat_says_ending(pid);
+    status.is_some_and(ending)
+}
+
+fn stat_says_ending(pid: i32) -> bool {
+    read(pid, "stat").map_or(true, |stat| exiting(&stat))
 }
 
 /// The task's PID in its innermost PID namespace.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Text for people.
 
 /// An error and its causes on one line.

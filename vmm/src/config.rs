@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What a microVM is made of: validated values, no I/O.
 
 use std::fmt;
@@ -14,6 +15,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::metrics::Metrics;
+use crate::sandbox::Sandbox;
 
 /// Why a value given for a microVM cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -250,6 +252,8 @@ pub struct VmConfig {
     pub serial_input: Option<File>,
     /// Where the VM's parts put their counters while it is made.
     pub metrics: Arc<Metrics>,
+    /// What its threads enter before the guest's first instruction, that of the caller included.
+    pub sandbox: Sandbox,
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The end of a microVM: the first cause wins, whichever thread finds it.
 
 use std::fmt;

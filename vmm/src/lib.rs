@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! mvasvm: the rust-vmm microVM monitor of VAS-CRIU.
 //!
 //! [`run::run`] takes a [`config::VmConfig`] and blocks until the microVM ends.
@@ -10,6 +11,10 @@ pub mod end;
 pub mod memory;
 pub mod metrics;
 pub mod run;
+pub mod sandbox;
+#[cfg(test)]
+#[path = "../tests/e2e/frozen.rs"]
+mod test_frozen;
 #[cfg(test)]
 mod test_store;
 #[cfg(test)]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mvasvm`: runs microVMs, talks to them, and simulates a host for them where there is none.
 
 mod cli;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Counters of what the monitor does, cheap enough to be always on. `docs/VMM.md` lists them.
 
 use std::collections::BTreeMap;

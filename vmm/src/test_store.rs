@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A snapshot store of a test.
 
 use mvas_host::store::{Store, StoreOptions};

@@ -1,8 +1,10 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Bad input on the command line. None of it needs a VM: it is refused before.
 
+use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
@@ -23,6 +25,7 @@ impl Home {
             .env_remove("XDG_CACHE_HOME")
             .env_remove("MVAS_KERNEL")
             .env_remove("MVAS_IMAGE")
+            .env_remove("MVAS_QEMU")
             .env("MVAS_STORE", self.0.path().join("store"))
             .stdin(Stdio::null());
         command
@@ -59,6 +62,16 @@ impl Home {
             .filter(|e| !own.iter().any(|own| e.file_name() == *own));
         assert_eq!(left.count(), 0, "{words:?} left something");
     }
+}
+
+/// The emulator of who runs the tests; without, the one in `PATH`.
+fn emulator() -> Option<PathBuf> {
+    let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cache"));
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(home)?;
+    let built = cache.join("mvas/current/qemu-system-x86_64");
+    built.exists().then_some(built)
 }
 
 #[test]
@@ -284,9 +297,15 @@ fn a_missing_emulator_names_its_package() {
 fn a_simulated_host_with_a_broken_kernel_says_so() {
     let home = Home::new();
     let kernel = home.file("kernel", b"this is no kernel");
-    let output = home.run(&["sim", "--kernel", &kernel, "--", "true"]);
+    let mut command = home.command();
+    if let Some(emulator) = emulator() {
+        command.env("MVAS_QEMU", emulator);
+    }
+    let output = command.args(["sim", "--kernel", &kernel, "--", "true"]);
+    let output = output.output().expect("mvasvm starts");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(stderr.contains("simulated host ended (QEMU: "), "{stderr}");
     let left = fs::read_dir(home.0.path().join("mvas/.sim")).expect("ls");
     assert_eq!(left.count(), 0, "{stderr}");
 }

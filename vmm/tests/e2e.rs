@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Whole microVMs, driven as users drive them: by the command line.
 //!
 //! They need a host with hardware virtualization, and the guest kernel and image in the cache
@@ -13,12 +14,18 @@
 //! `MVAS_KILLS` (3) how often their monitor is killed, and `MVAS_SEED` which ones they are.
 //! `MVAS_KILLS=100` with `… -- churn::` takes about an hour on a simulated host.
 
+#[path = "e2e/chaos.rs"]
+mod chaos;
 #[path = "e2e/churn.rs"]
 mod churn;
 #[path = "e2e/commands.rs"]
 mod commands;
+#[path = "e2e/disks.rs"]
+mod disks;
 #[path = "e2e/engines.rs"]
 mod engines;
+#[path = "e2e/frozen.rs"]
+mod frozen;
 #[path = "e2e/host.rs"]
 mod host;
 #[path = "e2e/lifecycle.rs"]

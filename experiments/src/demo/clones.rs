@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Many copies of one snapshot that run side by side; the guest half.
 
 use std::collections::HashSet;
@@ -46,7 +47,7 @@ pub fn run(size_mib: usize, count: usize) -> Result<Clones> {
     subject.reap()?;
     let before = available_bytes()?;
     let begun = Instant::now();
-    let cloned = copies::clone(NAME, count)?;
+    let cloned = copies::clone(NAME, count, 1)?;
     let all = begun.elapsed();
     let taken = before.saturating_sub(available_bytes()?);
     let mut copies: Vec<Subject> = cloned.iter().map(|c| Subject::at(c.pid)).collect();

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Redis in a Docker container, checkpointed and started again by stock CRIU and by ours; the
 //! guest half, in the flavor `containers`.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The host half of the demo: three microVMs, one after the other, on one snapshot store.
 
 use anyhow::Result;

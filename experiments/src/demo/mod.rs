@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The demo: a loaded Redis, dumped and restored by each system, with proof that
 //! it holds the same data; from the snapshot store, in another microVM; as many copies of a
 //! process; and in a Docker container.

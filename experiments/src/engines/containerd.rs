@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! containerd by itself, through its `ctr`.
 
 use std::path::PathBuf;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Redis in a container, and without one: how each engine runs it, checkpoints it and brings it
 //! back; the guest half, in the flavor `containers`.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! No engine: a process.
 
 use std::path::Path;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Each mechanism switched off by itself.
 
 use std::process::Command;
@@ -8,7 +9,8 @@ use anyhow::Result;
 use super::common;
 use crate::criu::timed;
 use crate::frame::{
-    Axis, Case, Definition, Experiment, Figure, Kind, Lab, Metric, Metrics, Point, Unit, metrics,
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Lab, Metric, Metrics, Point, Than,
+    Unit, metrics,
 };
 use crate::host::Scratch;
 use crate::procfs::available_bytes;
@@ -120,7 +122,48 @@ static DEFINITION: Definition = Definition {
             panels: None,
         },
     ],
-    claims: &[],
+    claims: &[
+        pays(
+            "A drain in the background shortens the dump",
+            "dump_ms",
+            &[("without", BACKGROUND)],
+        ),
+        pays(
+            "A hot snapshot shortens the restore",
+            "restore_ms",
+            &[("without", HOT)],
+        ),
+        pays(
+            "Huge pages shorten the memory step of the dump",
+            "memory_dump_ms",
+            &[("without", HUGE)],
+        ),
+        pays(
+            "Huge pages behind the guest's memory shorten the restore",
+            "restore_ms",
+            &[("without", HOST_HUGE)],
+        ),
+        pays(
+            "Shared memory shortens the restore",
+            "restore_ms",
+            &[("without", SHARING)],
+        ),
+        pays(
+            "Shared memory saves memory",
+            "memory_bytes",
+            &[("without", SHARING)],
+        ),
+        pays(
+            "A quiet CRIU shortens the dump",
+            "dump_ms",
+            &[("without", QUIET)],
+        ),
+        pays(
+            "A restore without hardware breakpoints is not slower",
+            "restore_ms",
+            &[("without", NO_BREAKPOINTS)],
+        ),
+    ],
     notes: &[
         "nothing is vascriu as users have it: a process with huge pages, a dump that drains to \
          the store in the background, a restore from the guest's memory when the drain is done. \
@@ -145,6 +188,23 @@ static DEFINITION: Definition = Definition {
          single bad page ends the run.",
     ],
 };
+
+/// What a mechanism brings: it with all of them is better than it without that one.
+const fn pays(
+    text: &'static str,
+    metric: &'static str,
+    without: &'static [(&'static str, &'static str)],
+) -> Claim {
+    Claim {
+        text,
+        paper: None,
+        metric,
+        system: System::Vascriu,
+        than: Than::At(without),
+        at: &[("without", NOTHING)],
+        goal: 1.0,
+    }
+}
 
 impl Experiment for Ablation {
     fn definition(&self) -> &'static Definition {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What a restored process still has to pay when it touches its memory.
 
 use std::time::Instant;
@@ -7,7 +8,8 @@ use anyhow::{Context, Result};
 use super::common;
 use crate::criu::timed;
 use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Metric, Metrics, Point, Unit, metrics,
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Metric, Metrics, Point, Than, Unit,
+    metrics,
 };
 use crate::procfs::available_bytes;
 use crate::subject::Subject;
@@ -103,7 +105,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "first_answer_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "4k"), ("access", "read"), ("share", "100")],
             goal: 1.0,
         },
@@ -112,7 +114,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "first_answer_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "4k"), ("access", "write"), ("share", "100")],
             goal: 1.0,
         },
@@ -121,7 +123,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "first_answer_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "huge"), ("access", "write"), ("share", "100")],
             goal: 1.0,
         },

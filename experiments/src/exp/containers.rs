@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Redis in a container, through each engine.
 
 use anyhow::{Result, bail};
@@ -5,7 +6,7 @@ use anyhow::{Result, bail};
 use super::common;
 use crate::engines::{self, Engine, Round};
 use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Unit,
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Than, Unit,
     metrics,
 };
 use crate::system::{System, ms};
@@ -78,7 +79,7 @@ static DEFINITION: Definition = Definition {
             paper: Some("10x"),
             metric: "checkpoint_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("engine", "docker")],
             goal: 10.0,
         },
@@ -87,7 +88,7 @@ static DEFINITION: Definition = Definition {
             paper: Some("9x"),
             metric: "restore_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("engine", "docker")],
             goal: 9.0,
         },

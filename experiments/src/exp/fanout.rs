@@ -1,13 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Sandbox fan-out: copies of a warm Python interpreter, each of which answers one request.
 
 use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
 use super::common;
 use crate::copies::{Copy, Made};
 use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Unit,
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Than, Unit,
     metrics,
 };
 use crate::procfs::available_bytes;
@@ -85,7 +87,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "all_ms",
             system: System::VascriuClone,
-            than: System::ColdStart,
+            than: Than::System(System::ColdStart),
             at: &[("copies", "30")],
             goal: 3.0,
         },
@@ -94,7 +96,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "all_ms",
             system: System::VascriuClone,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("copies", "30")],
             goal: 1.0,
         },
@@ -103,7 +105,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "memory_each_bytes",
             system: System::VascriuClone,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("copies", "30")],
             goal: 5.0,
         },
@@ -140,7 +142,7 @@ impl Experiment for Fanout {
         let count = case.point.count("copies")?;
         ensure!(count > 0, "no copies were asked for");
         sandbox::install()?;
-        let mut source = Source::of(case.system)?;
+        let source = Source::of(case.system)?;
         let before = available_bytes()?;
         let mut made = source.make(case.system, count)?;
         let taken = before.saturating_sub(available_bytes()?);
@@ -168,7 +170,7 @@ enum Source {
     /// The program.
     Cold,
     /// A warm interpreter.
-    Zygote(Subject),
+    Zygote(Mutex<Subject>),
     /// What it was.
     Snapshot(Snapshot),
 }
@@ -182,7 +184,7 @@ impl Source {
         use_high_pids()?;
         let mut warm = sandbox::start()?;
         if system == System::Fork {
-            return Ok(Self::Zygote(warm));
+            return Ok(Self::Zygote(warm.into()));
         }
         let snapshot = Snapshot::new(system, NAME)?;
         snapshot.dump(warm.pid)?;
@@ -191,22 +193,28 @@ impl Source {
     }
 
     /// Copies that have answered.
-    fn make(&mut self, system: System, count: usize) -> Result<Made> {
+    fn make(&self, system: System, count: usize) -> Result<Made> {
         if system == System::VascriuClone {
-            return Made::cloned(NAME, count, sandbox::ask);
+            return Made::cloned(NAME, count, 1, sandbox::ask);
         }
-        let next = || match self {
+        let next = |_| match self {
             Self::Cold => sandbox::start().map(Copy::from),
-            Self::Zygote(warm) => warm.fork().map(Copy::from),
+            Self::Zygote(warm) => {
+                let mut warm = warm.lock().unwrap_or_else(PoisonError::into_inner);
+                warm.fork().map(Copy::from)
+            }
             Self::Snapshot(snapshot) => Copy::restore(&snapshot.restoring()),
         };
-        Made::each(count, next, sandbox::ask)
+        Made::each(count, 1, next, sandbox::ask)
     }
 
     fn end(self) -> Result<()> {
         match self {
             Self::Cold => Ok(()),
-            Self::Zygote(warm) => warm.end(),
+            Self::Zygote(warm) => warm
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner)
+                .end(),
             Self::Snapshot(snapshot) => snapshot.delete(),
         }
     }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Fine-grained snapshots: one after the other of a Redis at work.
 
 use std::fs;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Unit,
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Than, Unit,
     metrics,
 };
 use crate::load::{self, Load, Served};
@@ -156,7 +157,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "frozen_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[],
             goal: 10.0,
         },
@@ -165,7 +166,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "frozen_ms",
             system: System::Vascriu,
-            than: System::CriuPredump,
+            than: Than::System(System::CriuPredump),
             at: &[],
             goal: 1.0,
         },
@@ -174,7 +175,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "p99_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("interval", "5000")],
             goal: 5.0,
         },
@@ -183,7 +184,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "memory_each_bytes",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("interval", "1000")],
             goal: 5.0,
         },

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Copies of one snapshot over several microVMs: what host memory they take.
 
 use std::fs;
@@ -12,11 +13,11 @@ use serde_json::{Value, json};
 
 use crate::copies::Room;
 use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Lab, Machine, Metric, Metrics, Unit,
-    metrics,
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Lab, Machine, Metric, Metrics, Than,
+    Unit, metrics,
 };
 use crate::guest::Step;
-use crate::procfs::outer_pid;
+use crate::procfs::inside;
 use crate::subject::{self, DIR, Subject};
 use crate::system::{Snapshot, System, ms};
 use crate::workload::Pages;
@@ -95,7 +96,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "host_each_bytes",
             system: System::VascriuStored,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("microvms", "4")],
             goal: 5.0,
         },
@@ -104,7 +105,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "all_ms",
             system: System::VascriuStored,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("microvms", "4")],
             goal: 5.0,
         },
@@ -251,7 +252,8 @@ fn make(system: System, pid: i32, count: usize) -> Result<f64> {
         Subject::at(Room::restore(&snapshot.restoring())?.root()?).random()?;
     }
     let answered = begun.elapsed();
-    let copies = of(pid)?;
+    // The copies outlive the program that made them.
+    let copies = inside(pid)?;
     ensure!(
         copies.len() == count,
         "{} copies of {count} are there",
@@ -264,27 +266,15 @@ fn make(system: System, pid: i32, count: usize) -> Result<f64> {
 }
 
 fn end(pid: i32) -> Result<()> {
-    let copies = of(pid)?;
+    let copies = inside(pid)?;
     for copy in &copies {
         Subject::at(*copy).check()?;
     }
     // With the init of a PID namespace, all in it end.
-    for init in of(1)? {
+    for init in inside(1)? {
         kill(Pid::from_raw(init), Signal::SIGKILL)?;
     }
     copies.into_iter().try_for_each(subject::wait_until_gone)
-}
-
-/// PIDs, here, of all processes that are `pid` in a PID namespace below this one: the copies
-/// outlive the program that made them.
-fn of(pid: i32) -> Result<Vec<i32>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        // What is no process, or has ended meanwhile, has no status.
-        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-        found.extend(outer_pid(&status, pid));
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

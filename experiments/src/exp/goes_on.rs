@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What a process pays that goes on after its dump, when it touches its memory.
 
 use std::time::Instant;
@@ -6,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::{bill, common};
 use crate::criu::timed;
-use crate::frame::{Case, Claim, Definition, Experiment, Metric, Metrics, Unit, metrics};
+use crate::frame::{Case, Claim, Definition, Experiment, Metric, Metrics, Than, Unit, metrics};
 use crate::procfs::available_bytes;
 use crate::subject::Subject;
 use crate::system::{CLOSED, Snapshot, System, ms};
@@ -61,7 +62,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "first_answer_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "4k"), ("access", "write"), ("share", "100")],
             goal: 1.0,
         },
@@ -71,7 +72,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "touch_ms",
             system: System::Vascriu,
-            than: System::Fork,
+            than: Than::System(System::Fork),
             at: &[("pages", "4k"), ("access", "write"), ("share", "100")],
             goal: 0.8,
         },

@@ -1,6 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The experiments: one file each, and one line here.
 
 mod ablation;
+mod backing;
 mod bill;
 mod common;
 mod containers;
@@ -41,6 +43,7 @@ pub const ALL: &[&dyn Experiment] = &[
     &remap::Remap,
     &pressure::Pressure,
     &ablation::Ablation,
+    &backing::Backing,
     &validity::Validity,
 ];
 
@@ -63,6 +66,7 @@ pub fn find(name: &str) -> Result<&'static dyn Experiment> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Than;
 
     #[test]
     fn every_definition_is_whole() {
@@ -77,8 +81,15 @@ mod tests {
             }
             for claim in d.claims {
                 assert!(d.metric(claim.metric).is_some(), "{}", claim.text);
-                assert!(d.systems.contains(&claim.system) && d.systems.contains(&claim.than));
-                for (axis, value) in claim.at {
+                assert!(d.systems.contains(&claim.system), "{}", claim.text);
+                let elsewhere = match claim.than {
+                    Than::System(system) => {
+                        assert!(d.systems.contains(&system), "{}", claim.text);
+                        &[]
+                    }
+                    Than::At(values) => values,
+                };
+                for (axis, value) in claim.at.iter().chain(elsewhere) {
                     d.axis(axis)
                         .expect("an axis")
                         .place(value)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! More snapshots than the guest has memory for.
 
 use std::time::{Duration, Instant};
@@ -7,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use super::common;
 use crate::criu::timed;
 use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Point, Unit,
-    metrics,
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Point, Than,
+    Unit, metrics,
 };
 use crate::procfs::available_bytes;
 use crate::stats::median;
@@ -132,7 +133,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "dump_ms",
             system: System::VascriuStored,
-            than: System::VascriuStore,
+            than: Than::System(System::VascriuStore),
             at: &[("pages", "4k")],
             goal: 0.9,
         },
@@ -142,7 +143,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "fill_ms",
             system: System::VascriuStored,
-            than: System::VascriuStore,
+            than: Than::System(System::VascriuStore),
             at: &[("pages", "4k")],
             goal: 0.9,
         },
@@ -152,7 +153,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "oldest_ms",
             system: System::VascriuStored,
-            than: System::VascriuStore,
+            than: Than::System(System::VascriuStore),
             at: &[("pages", "4k")],
             goal: 0.9,
         },

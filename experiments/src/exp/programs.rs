@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Real programs, each with its own protocol.
 
 use std::time::Instant;
@@ -9,8 +10,8 @@ use nix::unistd::Pid;
 use super::common;
 use crate::criu::timed;
 use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Point, Unit,
-    metrics,
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Point, Than,
+    Unit, metrics,
 };
 use crate::program::{self, Program};
 use crate::subject::wait_until_gone;
@@ -87,7 +88,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "first_answer_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("program", "jvm")],
             goal: 2.0,
         },
@@ -96,7 +97,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "frozen_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("program", "memcached")],
             goal: 2.0,
         },
@@ -105,7 +106,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "dump_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("program", "postgresql")],
             goal: 1.0,
         },
@@ -114,7 +115,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "restore_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("program", "nginx"), ("size", "16M")],
             goal: 1.0,
         },

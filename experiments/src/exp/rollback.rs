@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Debugging and rollback: a computation that is snapshotted again and again goes back to the
 //! middle, and does the rest once more.
 
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::common;
 use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Unit,
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Machine, Metric, Metrics, Than, Unit,
     metrics,
 };
 use crate::procfs::available_bytes;
@@ -106,7 +107,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "steps_per_s",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("size", "256M"), ("pages", "4k"), ("every", "1")],
             goal: 3.0,
         },
@@ -115,7 +116,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "memory_each_bytes",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("size", "256M"), ("pages", "4k"), ("every", "1")],
             goal: 5.0,
         },
@@ -124,7 +125,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "rollback_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("size", "256M"), ("pages", "4k"), ("every", "1")],
             goal: 5.0,
         },

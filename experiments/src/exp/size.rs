@@ -1,10 +1,11 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Dump and restore by size of memory and of pages.
 
 use anyhow::Result;
 
 use super::common;
 use crate::frame::{
-    Axis, Case, Claim, Definition, Experiment, Kind, Machine, Metric, Metrics, Unit, metrics,
+    Axis, Case, Claim, Definition, Experiment, Kind, Machine, Metric, Metrics, Than, Unit, metrics,
 };
 use crate::system::{System, ms};
 use crate::trial;
@@ -62,7 +63,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "dump_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "4k"), ("size", "16M")],
             goal: 1.0,
         },
@@ -71,7 +72,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "restore_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "4k"), ("size", "16M")],
             goal: 1.0,
         },
@@ -80,7 +81,7 @@ static DEFINITION: Definition = Definition {
             paper: Some("100x"),
             metric: "memory_restore_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "huge")],
             goal: 100.0,
         },
@@ -89,7 +90,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "restore_ms",
             system: System::VascriuStore,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "huge")],
             goal: 20.0,
         },
@@ -98,7 +99,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "dump_ms",
             system: System::VascriuStore,
-            than: System::Vascriu,
+            than: Than::System(System::Vascriu),
             at: &[("pages", "huge")],
             goal: 0.9,
         },
@@ -107,7 +108,7 @@ static DEFINITION: Definition = Definition {
             paper: Some("100x"),
             metric: "memory_dump_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "huge")],
             goal: 100.0,
         },
@@ -116,7 +117,7 @@ static DEFINITION: Definition = Definition {
             paper: Some("10x"),
             metric: "dump_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "huge")],
             goal: 10.0,
         },
@@ -125,9 +126,49 @@ static DEFINITION: Definition = Definition {
             paper: Some("9x"),
             metric: "restore_ms",
             system: System::Vascriu,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "huge")],
             goal: 9.0,
+        },
+        Claim {
+            text: "A dump of the most memory takes no more than one and a half times as long as \
+                one of 16 MiB",
+            paper: None,
+            metric: "dump_ms",
+            system: System::Vascriu,
+            than: Than::At(&[("size", "16M")]),
+            at: &[("pages", "huge")],
+            goal: 0.67,
+        },
+        Claim {
+            text: "A restore of the most memory takes no more than one and a half times as long \
+                as one of 16 MiB",
+            paper: None,
+            metric: "restore_ms",
+            system: System::Vascriu,
+            than: Than::At(&[("size", "16M")]),
+            at: &[("pages", "huge")],
+            goal: 0.67,
+        },
+        Claim {
+            text: "The memory step of a dump of 2 GiB takes no more than 10 times as long as of \
+                16 MiB, which is 128 times less memory",
+            paper: None,
+            metric: "memory_dump_ms",
+            system: System::Vascriu,
+            than: Than::At(&[("size", "16M")]),
+            at: &[("pages", "huge"), ("size", "2G")],
+            goal: 0.1,
+        },
+        Claim {
+            text: "The memory step of a restore of 2 GiB takes no more than 10 times as long as \
+                of 16 MiB",
+            paper: None,
+            metric: "memory_restore_ms",
+            system: System::Vascriu,
+            than: Than::At(&[("size", "16M")]),
+            at: &[("pages", "huge"), ("size", "2G")],
+            goal: 0.1,
         },
     ],
     notes: &[

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The way of a snapshot to the host's store, against a copy of as much memory.
 
 use std::fs::{self, File};
@@ -12,7 +13,9 @@ use serde_json::{Value, json};
 
 use super::common;
 use crate::criu::cpu_of;
-use crate::frame::{Case, Claim, Definition, Experiment, Lab, Metric, Metrics, Unit, metrics};
+use crate::frame::{
+    Case, Claim, Definition, Experiment, Lab, Metric, Metrics, Than, Unit, metrics,
+};
 use crate::guest::Step;
 use crate::procfs::cpu_of_kernel_workers;
 use crate::subject::DIR;
@@ -63,7 +66,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "store_ms",
             system: System::VascriuStored,
-            than: System::Copy,
+            than: Than::System(System::Copy),
             at: &[("pages", "huge")],
             goal: 10.0,
         },
@@ -73,7 +76,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "guest_cpu_ms",
             system: System::VascriuStored,
-            than: System::Copy,
+            than: Than::System(System::Copy),
             at: &[("pages", "4k")],
             goal: 5.0,
         },
@@ -82,7 +85,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "host_bytes",
             system: System::VascriuStored,
-            than: System::Copy,
+            than: Than::System(System::Copy),
             at: &[("pages", "huge")],
             goal: 10.0,
         },

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where a snapshot is when it is restored.
 
 use std::fs;
@@ -8,7 +9,9 @@ use serde_json::{Value, json};
 
 use super::common;
 use crate::criu::timed;
-use crate::frame::{Case, Claim, Definition, Experiment, Lab, Metric, Metrics, Unit, metrics};
+use crate::frame::{
+    Case, Claim, Definition, Experiment, Lab, Metric, Metrics, Than, Unit, metrics,
+};
 use crate::guest::Step;
 use crate::subject::{DIR, Subject, use_high_pids, wait_until_gone};
 use crate::system::{Snapshot, System, ms};
@@ -55,7 +58,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "restore_ms",
             system: System::VascriuStore,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "huge")],
             goal: 5.0,
         },
@@ -64,7 +67,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "restore_ms",
             system: System::VascriuOther,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "huge")],
             goal: 5.0,
         },
@@ -73,7 +76,7 @@ static DEFINITION: Definition = Definition {
             paper: None,
             metric: "host_bytes",
             system: System::VascriuStored,
-            than: System::CriuTmpfs,
+            than: Than::System(System::CriuTmpfs),
             at: &[("pages", "huge")],
             goal: 5.0,
         },

@@ -1,10 +1,13 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The same comparison on one level of emulation, on two, and on hardware: how far emulation
 //! bends the ratios.
 
 use anyhow::Result;
 
 use super::common;
-use crate::frame::{Axis, Case, Claim, Definition, Experiment, Figure, Kind, Lab, Metrics, Point};
+use crate::frame::{
+    Axis, Case, Claim, Definition, Experiment, Figure, Kind, Lab, Metrics, Point, Than,
+};
 use crate::system::System;
 use crate::trial;
 use crate::workload::Pages;
@@ -167,7 +170,7 @@ const fn claim(metric: &'static str, paper: &'static str, goal: f64) -> Claim {
         paper: Some(paper),
         metric,
         system: System::Vascriu,
-        than: System::CriuTmpfs,
+        than: Than::System(System::CriuTmpfs),
         at: &[],
         goal,
     }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The microVMs of a run, and their store; the host half.
 
 use anyhow::{Context, Result, ensure};

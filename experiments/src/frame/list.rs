@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What experiments there are, for `ls`.
 
 use serde_json::{Value, json};

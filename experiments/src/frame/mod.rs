@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The instrument: what an experiment is, and how any of them is run and kept.
 //!
 //! An [`Experiment`] is one file in [`crate::exp`]: a [`Definition`], and how one [`Case`] of it
@@ -174,7 +175,7 @@ pub struct Figure {
     pub panels: Option<&'static str>,
 }
 
-/// How many times better one system is than another, at one point.
+/// How many times better one system is than another, or than itself elsewhere, at one point.
 #[derive(Debug)]
 pub struct Claim {
     /// What is claimed.
@@ -185,12 +186,21 @@ pub struct Claim {
     pub metric: &'static str,
     /// The better one.
     pub system: System,
-    /// The other.
-    pub than: System,
+    /// What it is better than.
+    pub than: Than,
     /// Where, but for axes of which the last value counts.
     pub at: &'static [(&'static str, &'static str)],
     /// How many times better it must be.
     pub goal: f64,
+}
+
+/// What a claim compares with.
+#[derive(Debug, Clone, Copy)]
+pub enum Than {
+    /// Another system at the same point.
+    System(System),
+    /// The same system where these axes have other values.
+    At(&'static [(&'static str, &'static str)]),
 }
 
 /// One measurement to be.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Which cases an experiment has, and in which order they are measured.
 
 use std::collections::BTreeMap;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Values of axes.
 
 use std::collections::BTreeMap;
@@ -20,6 +21,15 @@ impl Point {
     pub fn word(&self, axis: &str) -> Result<&str> {
         let value = self.0.get(axis).map(String::as_str);
         value.with_context(|| format!("no {axis} was given"))
+    }
+
+    /// The same, but with these values.
+    #[must_use]
+    pub fn with(&self, values: &[(&str, &str)]) -> Self {
+        let mut point = self.clone();
+        let owned = |(axis, value): &(&str, &str)| ((*axis).to_owned(), (*value).to_owned());
+        point.0.extend(values.iter().map(owned));
+        point
     }
 
     /// The value of an axis in MiB.

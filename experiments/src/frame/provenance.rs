@@ -1,6 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where samples come from.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,7 +19,8 @@ pub struct Provenance {
     pub program: String,
     /// `kvm`, or `sim`: a simulated host.
     pub host: String,
-    /// The CPU that the microVMs run on.
+    /// The CPU that the microVMs run on, and the machine that it is in: of a simulated host,
+    /// the emulator's version.
     pub cpu: String,
     /// The guest's kernel.
     pub kernel: String,
@@ -64,12 +67,10 @@ impl Provenance {
     /// When this host does not tell.
     pub fn now(host: &str, guest: Guest, machine: String, settings: &Settings) -> Result<Self> {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("/proc/cpuinfo")?;
-        let model = cpuinfo.lines().find(|line| line.starts_with("model name"));
-        let cpu = model.and_then(|line| line.split(": ").nth(1));
         Ok(Self {
             program: program(),
             host: host.to_owned(),
-            cpu: cpu.unwrap_or("unknown").to_owned(),
+            cpu: cpu(&cpuinfo, &board()),
             kernel: guest.kernel,
             criu: guest.criu,
             machine,
@@ -94,6 +95,27 @@ impl Provenance {
     }
 }
 
+fn cpu(cpuinfo: &str, board: &str) -> String {
+    let model = cpuinfo.lines().find(|line| line.starts_with("model name"));
+    let model = model.and_then(|line| line.split(": ").nth(1));
+    let model = model.unwrap_or("unknown");
+    match board {
+        "" => model.to_owned(),
+        board => format!("{model} in {board}"),
+    }
+}
+
+/// What the firmware says that this machine is, as far as it says so.
+fn board() -> String {
+    let said = ["sys_vendor", "product_name", "product_version"]
+        .map(|what| fs::read_to_string(Path::new("/sys/class/dmi/id").join(what)))
+        .map(Result::unwrap_or_default);
+    let said = said.iter().map(|said| said.trim());
+    said.filter(|said| !said.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 /// `0.1.0 (4dd08ac)`; the commit where this runs in a clone of the project.
 fn program() -> String {
     let version = env!("CARGO_PKG_VERSION");
@@ -106,5 +128,17 @@ fn program() -> String {
             format!("{version} ({})", commit.trim())
         }
         _ => version.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_is_told_with_its_machine() {
+        let cpuinfo = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu\n";
+        assert_eq!(cpu(cpuinfo, ""), "Some CPU @ 2 GHz");
+        assert_eq!(cpu("", "QEMU pc-q35-10.0"), "unknown in QEMU pc-q35-10.0");
     }
 }

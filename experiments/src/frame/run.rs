@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Runs experiments; the host half.
 
 use std::path::Path;

@@ -1,11 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The results, kept one by one: `NAME.jsonl`, to which lines are only added. Of a run that was
 //! killed a last line may be half: it is taken for not there.
+//!
+//! Those that are published are compressed, `NAME.jsonl.gz`, and are only read.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 
 use super::provenance::Provenance;
@@ -46,13 +52,57 @@ pub fn path(folder: &Path, experiment: &str) -> PathBuf {
     folder.join(format!("{experiment}.jsonl"))
 }
 
+/// Where they are when they are compressed.
+#[must_use]
+pub fn compressed_path(folder: &Path, experiment: &str) -> PathBuf {
+    folder.join(format!("{experiment}.jsonl.gz"))
+}
+
+/// The samples of an experiment that a folder has, compressed or not.
+///
+/// # Errors
+/// When it has both: nobody knows which are meant.
+pub fn find(folder: &Path, experiment: &str) -> Result<Option<PathBuf>> {
+    let plain = path(folder, experiment);
+    let compressed = compressed_path(folder, experiment);
+    ensure!(
+        !plain.exists() || !compressed.exists(),
+        "{} is there twice, compressed and not: remove one",
+        plain.display()
+    );
+    let mut both = [plain, compressed].into_iter();
+    Ok(both.find(|path| path.exists()))
+}
+
+/// Compresses a file of samples, which may be compressed. The same samples become the same file.
+///
+/// # Errors
+/// When one cannot be read or the other not be written.
+pub fn compress(from: &Path, to: &Path) -> Result<()> {
+    let written = || {
+        let text = text_of(from)?;
+        let temporary = to.with_extension("tmp");
+        let mut encoder = GzEncoder::new(File::create(&temporary)?, Compression::best());
+        encoder.write_all(text.as_bytes())?;
+        encoder.finish()?;
+        fs::rename(&temporary, to)
+    };
+    written().with_context(|| format!("cannot compress {} to {}", from.display(), to.display()))
+}
+
+fn text_of(path: &Path) -> io::Result<String> {
+    if path.extension().is_none_or(|extension| extension != "gz") {
+        return fs::read_to_string(path);
+    }
+    io::read_to_string(GzDecoder::new(File::open(path)?))
+}
+
 /// Reads what there is.
 ///
 /// # Errors
 /// When the file cannot be read, or a line but the last is damaged.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = text_of(path).with_context(|| format!("cannot read {}", path.display()))?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let line = |(number, line): (usize, &str)| {
         serde_json::from_str(line)
@@ -162,6 +212,37 @@ mod tests {
         };
         let error = Samples::resume(&path, &other).unwrap_err().to_string();
         assert!(error.contains("kernel"), "{error}");
+    }
+
+    #[test]
+    fn compressed_samples_are_the_same_and_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, compressed) = (path(dir.path(), "x"), compressed_path(dir.path(), "x"));
+        assert_eq!(find(dir.path(), "x").unwrap(), None);
+        Samples::create(&plain).unwrap().add(&sample(1)).unwrap();
+        compress(&plain, &compressed).unwrap();
+        let bytes = fs::read(&compressed).unwrap();
+        for from in [&plain, &compressed] {
+            compress(from, &compressed).unwrap();
+            assert_eq!(fs::read(&compressed).unwrap(), bytes);
+        }
+        assert_eq!(read(&compressed).unwrap(), [sample(1)]);
+        let error = find(dir.path(), "x").unwrap_err().to_string();
+        assert!(error.contains("twice"), "{error}");
+        fs::remove_file(&plain).unwrap();
+        assert_eq!(find(dir.path(), "x").unwrap(), Some(compressed));
+    }
+
+    #[test]
+    fn compressed_samples_that_are_cut_off_are_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, compressed) = (path(dir.path(), "x"), compressed_path(dir.path(), "x"));
+        Samples::create(&plain).unwrap().add(&sample(1)).unwrap();
+        compress(&plain, &compressed).unwrap();
+        let bytes = fs::read(&compressed).unwrap();
+        fs::write(&compressed, &bytes[..bytes.len() / 2]).unwrap();
+        let error = read(&compressed).unwrap_err().to_string();
+        assert!(error.contains("x.jsonl.gz"), "{error}");
     }
 
     #[test]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The guest's image as the root of processes on this host: the guest's system without a microVM.
 
 use std::fs;

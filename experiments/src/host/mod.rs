@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The host half: microVMs, the store they share, and the guest half in them.
 
 mod image_root;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A snapshot store for one experiment, which goes with it, however that ends.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A microVM of an experiment.
 
 use std::fs::{self, File};
@@ -5,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::prctl::set_pdeathsig;
@@ -89,11 +91,14 @@ impl Vm {
             monitor,
             disk: machine.disk.as_ref().map(|(path, _)| path.clone()),
         };
+        let begun = Instant::now();
         let mut said = String::new();
         if let Some(output) = vm.monitor.stdout.take() {
             BufReader::new(output).read_line(&mut said)?;
         }
         ensure!(said == "ready\n", "microVM {} did not boot", vm.name);
+        let took = begun.elapsed().as_secs_f64();
+        eprintln!("microVM {} takes commands after {took:.1} s", vm.name);
         Ok(vm)
     }
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A JVM and Python: each runs a small server of ours, with its data on its own heap. Their
 //! protocol is a line to ask and a line to answer: `load WORDS`, `get INDEX`, `state`.
 

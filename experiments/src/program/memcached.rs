@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! memcached, by its text protocol.
 
 use std::hash::{DefaultHasher, Hasher};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Real programs: each is started, loaded and asked over the protocol that its users speak.
 
 mod interpreter;

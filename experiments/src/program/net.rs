@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Clients of programs that listen on the loopback.
 
 use std::fs;

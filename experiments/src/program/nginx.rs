@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! nginx: a master and a worker, which serve one file.
 
 use std::fs;

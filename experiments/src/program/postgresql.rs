@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! PostgreSQL: a tree of processes, each in a session of its own, with shared memory. Its cluster
 //! is on tmpfs; the table's pages are only in shared memory, for nothing writes them to its file.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Redis: [`crate::redis`].
 
 use std::path::Path;

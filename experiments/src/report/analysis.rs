@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! From samples to medians, intervals and verdicts.
 
 use std::collections::BTreeMap;
@@ -7,7 +8,7 @@ use serde::Serialize;
 
 use crate::frame::provenance::Provenance;
 use crate::frame::samples::{Line, Sample};
-use crate::frame::{Case, Claim, Definition, Point, Unit};
+use crate::frame::{Case, Claim, Definition, Point, Than, Unit};
 use crate::stats::{self, Interval};
 use crate::system::System;
 
@@ -67,7 +68,7 @@ pub struct Judged {
     pub measured: Option<Measured>,
 }
 
-/// How many times better one system is than another.
+/// How many times better a system is than what its claim compares it with.
 #[derive(Debug, Serialize)]
 pub struct Measured {
     /// Where.
@@ -245,8 +246,15 @@ impl Judged {
 impl Measured {
     fn of(definition: &Definition, claim: &Claim, rows: &[Row]) -> Option<Self> {
         let other = |row: &Row| {
-            let other = |r: &&Row| r.system == claim.than && r.point == row.point;
-            rows.iter().find(other)?.metrics.get(claim.metric)
+            let (system, point) = match claim.than {
+                Than::System(system) => (system, row.point.clone()),
+                Than::At(values) => (row.system, row.point.with(values)),
+            };
+            let is_other = |r: &&Row| r.system == system && r.point == point;
+            let other = rows.iter().find(is_other)?;
+            // What is no better than itself says nothing.
+            let differs = !std::ptr::eq(other, row);
+            other.metrics.get(claim.metric).filter(|_| differs)
         };
         let fits = |row: &&Row| {
             let at = |(axis, value): &(&str, &str)| row.point.word(axis).ok() == Some(value);
@@ -327,6 +335,32 @@ mod tests {
         assert_eq!(measured.point.word("x").unwrap(), "8");
         // One measurement of each makes nobody sure.
         assert!(!judged.is_sure());
+    }
+
+    #[test]
+    fn a_claim_may_compare_a_system_with_itself_elsewhere() {
+        let lines = |last: f64| {
+            vec![
+                sample(Vascriu, "1", "plain", 1, 2.0),
+                sample(Vascriu, "8", "plain", 1, 5.0),
+                sample(Vascriu, "64", "plain", 1, last),
+                sample(Vascriu, "64", "fancy", 1, 99.0),
+                sample(CriuTmpfs, "1", "plain", 1, 999.0),
+            ]
+        };
+        let judged = |lines| results(Unit::Ms, lines).claims.swap_remove(1);
+        for (last, ratio, verdict) in [
+            (3.0, 2.0 / 3.0, Verdict::Reached),
+            (8.0, 0.25, Verdict::Missed),
+        ] {
+            let judged = judged(lines(last));
+            let measured = judged.measured.unwrap();
+            assert_eq!((measured.ratio, judged.verdict), (ratio, verdict));
+            assert_eq!(measured.point.word("x").unwrap(), "64");
+        }
+        // Nothing is compared with itself at the same point.
+        let alone = vec![sample(Vascriu, "1", "plain", 1, 2.0)];
+        assert_eq!(judged(alone).verdict, Verdict::NotMeasured);
     }
 
     #[test]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Figures, as SVG whose text is text.
 
 use anyhow::Result;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Made-up experiments and samples, for the tests of all parts of the report.
 
 use super::Section;
@@ -5,7 +6,7 @@ use super::analysis::Results;
 use crate::frame::provenance::Provenance;
 use crate::frame::samples::{Line, Sample};
 use crate::frame::{
-    Axis, Case, Claim, Definition, Figure, Kind, Machine, Metric, Point, Unit, metrics,
+    Axis, Case, Claim, Definition, Figure, Kind, Machine, Metric, Point, Than, Unit, metrics,
 };
 use crate::system::System;
 
@@ -63,15 +64,26 @@ pub(super) fn definition(kind: Kind, unit: Unit) -> &'static Definition {
                 panels: None,
             },
         ],
-        claims: &[Claim {
-            text: "<i>Twice</i> as good",
-            paper: Some("2x"),
-            metric: "m",
-            system: System::Vascriu,
-            than: System::CriuTmpfs,
-            at: &[("mode", "plain")],
-            goal: 2.0,
-        }],
+        claims: &[
+            Claim {
+                text: "<i>Twice</i> as good",
+                paper: Some("2x"),
+                metric: "m",
+                system: System::Vascriu,
+                than: Than::System(System::CriuTmpfs),
+                at: &[("mode", "plain")],
+                goal: 2.0,
+            },
+            Claim {
+                text: "It stays <i>flat</i>",
+                paper: None,
+                metric: "m",
+                system: System::Vascriu,
+                than: Than::At(&[("x", "1")]),
+                at: &[("mode", "plain")],
+                goal: 0.5,
+            },
+        ],
         notes: &["A note with <tags> & `ticks`."],
     }))
 }

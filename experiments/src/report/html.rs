@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The report as one HTML page that needs nothing else.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -134,7 +135,7 @@ fn claims<'a>(all: impl Iterator<Item = &'a Results>) -> Markup {
             thead { tr { @for heading in text::CLAIMS { th { (heading) } } } }
             tbody { @for results in all { @for judged in &results.claims { tr {
                 td { (judged.text) }
-                td.name { (judged.claim.system) br; "than " (judged.claim.than) }
+                td.name { (judged.claim.system) br; "than " (text::than(results.definition, judged.claim)) }
                 td.name { (judged.claim.paper.unwrap_or("–")) }
                 td.name { (text::ours(judged)) }
                 td { (text::value(Unit::Count, judged.goal)) "x" }
@@ -176,6 +177,7 @@ mod tests {
                 "{text}"
             );
         }
+        assert!(page.contains("than criu-tmpfs") && page.contains("than at x = 1<"));
         assert!(page.contains("make image-containers") && page.contains("simulated host"));
         assert!(!page.contains("http-equiv") && !page.contains("src="));
     }

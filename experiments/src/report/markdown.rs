@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The report as Markdown; its figures are files beside it.
 
 use super::analysis::{Judged, Results, Row};
@@ -93,10 +94,15 @@ fn cell(results: &Results, row: &Row, metric: &Metric) -> String {
 }
 
 fn claims(all: &[&Results]) -> String {
+    let than = |results: &Results, judged: &Judged| text::than(results.definition, judged.claim);
     let row = |results: &Results, judged: &Judged| {
         vec![
             escape(judged.text),
-            format!("{} than {}", judged.claim.system, judged.claim.than),
+            format!(
+                "{} than {}",
+                judged.claim.system,
+                escape(&than(results, judged))
+            ),
             escape(judged.claim.paper.unwrap_or("–")),
             text::ours(judged),
             format!("{}x", text::value(Unit::Count, judged.goal)),
@@ -146,6 +152,8 @@ mod tests {
         let section = section(Kind::Count("copies"), Unit::Ms, samples(&["1", "2"]));
         let page = page(&[section]);
         for text in [
+            "vascriu than criu-tmpfs",
+            "vascriu than at x = 1 ",
             "## \\<b\\>Made up\\</b\\> \\& \\*done\\*",
             "Is a \\< b \\| c?",
             "\\`ticks\\`",

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The report: all that samples tell, as one HTML page, and as Markdown with its figures beside
 //! it. It runs nothing: what it shows is in the samples and in the definitions.
 
@@ -11,6 +12,7 @@ mod scale;
 pub mod text;
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -32,6 +34,10 @@ pub struct Report {
     /// The folder to write the report to
     #[arg(long, value_name = "FOLDER", default_value = "target/mvas/report")]
     out: PathBuf,
+    /// Put the samples, compressed, into the folder's `samples`, in place of those that are there
+    /// of the same experiments, and make the report of all that are there then
+    #[arg(long, value_name = "FOLDER", conflicts_with = "out")]
+    publish: Option<PathBuf>,
     /// Write the medians, intervals and verdicts as analysis.json, too
     #[arg(long)]
     json: bool,
@@ -41,7 +47,8 @@ impl Report {
     /// Makes it.
     ///
     /// # Errors
-    /// When there are no samples, or some are damaged, or it cannot be written.
+    /// When there are no samples, or it cannot be written; also when some are damaged, but then
+    /// there is a report of all others.
     pub fn write(&self) -> Result<()> {
         let experiments: Vec<&'static dyn Experiment> = if self.names.is_empty() {
             exp::ALL.to_vec()
@@ -49,23 +56,48 @@ impl Report {
             let named = self.names.iter().map(|name| exp::find(name));
             named.collect::<Result<_>>()?
         };
-        let read = |e: &&'static dyn Experiment| read(*e, &self.from);
-        let all: Vec<Results> = experiments.iter().map(read).collect::<Result<_>>()?;
+        match &self.publish {
+            None => self.make(&experiments, &self.from, &self.out),
+            Some(folder) => {
+                let samples = folder.join("samples");
+                publish(&experiments, &self.from, &samples)?;
+                self.make(exp::ALL, &samples, folder)
+            }
+        }
+    }
+
+    fn make(&self, of: &[&'static dyn Experiment], from: &Path, out: &Path) -> Result<()> {
+        let mut left_out = Vec::new();
+        let all = of.iter().map(|experiment| {
+            // The others, which may be of other commits, are not lost by one.
+            read(*experiment, from).or_else(|error| {
+                let definition = experiment.definition();
+                eprintln!("{} is left out: {error:#}", definition.name);
+                left_out.push(definition.name);
+                Results::of(definition, Vec::new())
+            })
+        });
+        let all: Vec<Results> = all.collect::<Result<_>>()?;
         ensure!(
             all.iter().any(|results| !results.is_empty()),
             "{} has no samples: run `mvas-exp run NAME` first",
-            self.from.display()
+            from.display()
         );
         let sections = all.into_iter().map(Section::of);
         let sections: Vec<Section> = sections.collect::<Result<_>>()?;
-        write(&self.out, &sections)?;
+        write(out, &sections)?;
         if self.json {
             let all: Vec<_> = sections.iter().map(|section| &section.results).collect();
             let text = serde_json::to_string_pretty(&all)? + "\n";
-            save(&self.out.join("analysis.json"), &text)?;
+            save(&out.join("analysis.json"), &text)?;
         }
         print!("{}", told(&sections));
-        println!("written to {}", self.out.join("index.html").display());
+        println!("written to {}", out.join("index.html").display());
+        ensure!(
+            left_out.is_empty(),
+            "the report is without {}: measure it again, or take its samples away",
+            left_out.join(", ")
+        );
         Ok(())
     }
 }
@@ -112,19 +144,39 @@ impl Section {
 /// The results of an experiment; without its file there are none.
 fn read(experiment: &dyn Experiment, folder: &Path) -> Result<Results> {
     let definition = experiment.definition();
-    let path = samples::path(folder, definition.name);
-    let lines = if path.exists() {
-        samples::read(&path)?
-    } else {
-        Vec::new()
+    let Some(path) = samples::find(folder, definition.name)? else {
+        return Results::of(definition, Vec::new());
     };
-    Results::of(definition, lines).with_context(|| path.display().to_string())
+    Results::of(definition, samples::read(&path)?).with_context(|| path.display().to_string())
+}
+
+/// Compresses the samples that there are of these experiments; none, if some are not good for a
+/// report.
+fn publish(experiments: &[&'static dyn Experiment], from: &Path, to: &Path) -> Result<()> {
+    let mut found = Vec::new();
+    for experiment in experiments {
+        let name = experiment.definition().name;
+        if let Some(path) = samples::find(from, name)? {
+            read(*experiment, from)?;
+            found.push((path, samples::compressed_path(to, name)));
+        }
+    }
+    ensure!(
+        !found.is_empty(),
+        "{} has no samples: run `mvas-exp run NAME` first",
+        from.display()
+    );
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    found
+        .iter()
+        .try_for_each(|(path, compressed)| samples::compress(path, compressed))
 }
 
 /// Writes both pages and the figures.
 fn write(out: &Path, sections: &[Section]) -> Result<()> {
     let figures = out.join("figures");
     fs::create_dir_all(&figures).with_context(|| format!("cannot make {}", figures.display()))?;
+    remove_figures(&figures).with_context(|| format!("old figures in {}", figures.display()))?;
     for section in sections {
         for (figure, drawing) in &section.figures {
             save(&out.join(section.file(figure)), &drawing.svg)?;
@@ -132,6 +184,19 @@ fn write(out: &Path, sections: &[Section]) -> Result<()> {
     }
     save(&out.join("index.html"), &html::page(sections))?;
     save(&out.join("report.md"), &markdown::page(sections))
+}
+
+/// Removes the figures of an earlier report: it may have had some that this one does not.
+fn remove_figures(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_ours = |e: &&dyn Experiment| name.starts_with(&format!("{}-", e.definition().name));
+        if name.ends_with(".svg") && exp::ALL.iter().any(is_ours) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn save(path: &Path, text: &str) -> Result<()> {

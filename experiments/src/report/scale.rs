@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! How values stand along one side of a figure, and where it is labelled.
 
 use std::ops::Range;
@@ -96,19 +97,24 @@ impl Scale {
         if self.log { value.log2() } else { value }
     }
 
-    /// Leaves out labels that would stand in the way of the one before; `room` is how many
-    /// characters fit side by side from end to end.
+    /// Leaves out labels that would stand in the way of the one before, or of the last, which
+    /// stays; `room` is how many characters fit side by side from end to end.
     pub fn thin_out(&mut self, room: f64) {
         let per_character = (self.places.end - self.places.start) / room;
+        let half = |label: &str| (label.chars().count() as f64 + 1.5) / 2.0 * per_character;
+        let Some((end, label)) = self.ticks.pop() else {
+            return;
+        };
+        let taken = end - half(&label);
         let mut free = f64::NEG_INFINITY;
         self.ticks.retain(|(place, label)| {
-            let half = (label.chars().count() as f64 + 1.5) / 2.0 * per_character;
-            let fits = place - half >= free;
+            let fits = place - half(label) >= free && place + half(label) <= taken;
             if fits {
-                free = place + half;
+                free = place + half(label);
             }
             fits
         });
+        self.ticks.push((end, label));
     }
 }
 
@@ -294,5 +300,7 @@ mod tests {
             places.windows(2).all(|two| two[1] - two[0] >= room),
             "{scale:?}"
         );
+        let shown = labels(&scale);
+        assert_eq!((shown.first(), shown.last()), (Some(&"1"), Some(&"100")));
     }
 }

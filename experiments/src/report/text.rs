@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Numbers, axes and commands in words; for figures and both kinds of page.
 
 use clap::ValueEnum;
@@ -6,7 +7,7 @@ use super::analysis::{Judged, Results, Row, Summary, Verdict};
 use super::figure::Drawing;
 use crate::frame::plan::Settings;
 use crate::frame::provenance::Provenance;
-use crate::frame::{Axis, Definition, Figure, Kind, Metric, Point, Unit};
+use crate::frame::{Axis, Claim, Definition, Figure, Kind, Metric, Point, Than, Unit};
 use crate::stats::Interval;
 use crate::system::System;
 
@@ -150,6 +151,18 @@ pub fn verdict(judged: &Judged) -> &'static str {
         (Verdict::Missed, true) => "✗ missed",
         (Verdict::Missed, false) => "✗ missed, but not for sure",
         (Verdict::NotMeasured, _) => "not measured",
+    }
+}
+
+/// What a claim compares with.
+#[must_use]
+pub fn than(definition: &Definition, claim: &Claim) -> String {
+    match claim.than {
+        Than::System(system) => system.to_string(),
+        Than::At(values) => {
+            let at = Point::default().with(values);
+            format!("at {}", point(definition.axes.iter(), &at))
+        }
     }
 }
 

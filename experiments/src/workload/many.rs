@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What a process can have many of besides memory.
 
 use std::fs::{self, File};

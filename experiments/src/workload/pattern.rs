@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Memory that knows what it should hold.
 
 use std::hint::black_box;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What goes back to the guest.
 
 use mvas_abi::virtio_vas::VirtioVasResponse;

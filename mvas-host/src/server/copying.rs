@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where memory is copied: COPY, and blocks that cannot be had by remapping.
 
 use super::error::{ServerError, cannot};
@@ -23,7 +24,7 @@ impl Server {
         while !left.is_empty() {
             call.check_stopping()?;
             let (block, at) = self.packing(draft)?;
-            let room = usize::try_from(BLOCK_PAGES - at).unwrap_or(0);
+            let room = usize::try_from(BLOCK_PAGES - at).expect("at most a block");
             let (now, later) = left.split_at(room.min(left.len()));
             let to = FileOffset(block.range().start().0 + at * PAGE);
             self.memory

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What can go wrong with a request, and what the guest is told.
 
 use std::io;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Snapshots that the guest has open.
 
 use std::collections::{BTreeMap, HashSet};

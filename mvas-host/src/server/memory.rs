@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Guest memory, as the server needs it; the monitor has the mapping.
 
 use std::fs::File;

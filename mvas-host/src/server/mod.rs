@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The host's side of the virtio-vas device: does what requests ask for.
 //!
 //! `docs/VIRTIO-VAS.md` is the specification. Requests come as bytes and go as bytes, so

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Turns blocks to remap into as few remappings as possible.
 
 use super::memory::GuestBlock;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where blocks are remapped: PUBLISH, MAP, RELEASE.
 
 use std::collections::HashMap;

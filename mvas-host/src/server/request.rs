@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Reads requests: bytes that a guest chose become checked values, or a status.
 
 use std::ffi::CStr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What each block of guest memory shows.
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What the server's tests share.
 
 use mvas_abi::virtio_vas::VirtioVasRequest;

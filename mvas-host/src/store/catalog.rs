@@ -1,11 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Which snapshots there are, which VM runs, and which blocks are needed.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 
 use super::error::failed;
 use super::extent::{BLOCK, ExtentRun, ExtentSet};
@@ -16,12 +17,18 @@ use super::uses::{self, Uses};
 use super::{Locked, StoreError};
 use crate::locked;
 
-/// Heads that were read and verified. A manifest is never changed: the same file with the
-/// same times has the same head.
-pub(super) type Cache = HashMap<String, (Stamp, Arc<Head>)>;
+/// What was read of `snapshots/`, so that it need not be read again.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    /// What is there, as long as the store's generation is this one.
+    catalog: Option<(u64, Arc<Catalog>)>,
+    /// Heads that were verified. A manifest is never changed: the same file with the same
+    /// times has the same head.
+    heads: HashMap<String, (Stamp, Arc<Head>)>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp([i64; 4], [u64; 3]);
+struct Stamp([i64; 4], [u64; 3]);
 
 impl Stamp {
     fn of(file: &File) -> std::io::Result<Self> {
@@ -34,6 +41,7 @@ impl Stamp {
 }
 
 /// All manifests.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Catalog {
     /// Those with a whole head, by name.
     pub heads: Vec<(SnapshotName, Arc<Head>)>,
@@ -43,13 +51,32 @@ pub(super) struct Catalog {
     pub broken: Vec<BrokenSnapshot>,
     /// Bytes that all of them have.
     pub bytes: u64,
+    /// Made when it is asked for.
+    needed: OnceLock<ExtentSet>,
 }
 
 impl Catalog {
     /// Blocks that snapshots need.
-    pub fn needed(&self) -> ExtentSet {
-        let sets = self.heads.iter().map(|(_, head)| head.needed());
-        sets.flat_map(|set| set.runs()).copied().collect()
+    pub fn needed(&self) -> &ExtentSet {
+        self.needed.get_or_init(|| {
+            let sets = self.heads.iter().map(|(_, head)| head.needed());
+            sets.flat_map(|set| set.runs()).copied().collect()
+        })
+    }
+
+    /// A snapshot was made, whose manifest has so many bytes.
+    pub fn add(&mut self, head: &Arc<Head>, bytes: u64) {
+        self.heads.push((head.name.clone(), head.clone()));
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.needed = OnceLock::new();
+    }
+
+    /// A snapshot was removed. `None`: it was none whose blocks can be told.
+    pub fn remove(&mut self, name: &SnapshotName, bytes: u64) -> Option<Arc<Head>> {
+        let at = self.heads.iter().position(|(n, _)| n == name)?;
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.needed = OnceLock::new();
+        Some(self.heads.swap_remove(at).1)
     }
 }
 
@@ -59,8 +86,8 @@ pub(super) struct Needed<'a>(Vec<&'a ExtentSet>);
 
 impl<'a> Needed<'a> {
     pub fn new(catalog: &'a Catalog, uses: &'a [Uses]) -> Self {
-        let heads = catalog.heads.iter().map(|(_, head)| head.needed());
-        Self(heads.chain(uses.iter().map(|u| &u.extents)).collect())
+        let uses = uses.iter().map(|u| &u.extents);
+        Self(std::iter::once(catalog.needed()).chain(uses).collect())
     }
 
     /// Those of `blocks` that are not needed.
@@ -83,16 +110,58 @@ pub(super) struct RunState {
 }
 
 impl Locked<'_> {
-    pub fn catalog(&self) -> Result<Catalog, StoreError> {
-        let mut catalog = Catalog {
-            heads: Vec::new(),
-            gone: Vec::new(),
-            broken: Vec::new(),
-            bytes: 0,
-        };
+    /// All manifests; read only if somebody has changed them since they were read last, and
+    /// so in a time that does not hang on how many there are.
+    pub fn catalog(&self) -> Result<Arc<Catalog>, StoreError> {
+        let generation = self.generation()?;
+        match &self.cache().catalog {
+            Some((at, catalog)) if *at == generation => return Ok(catalog.clone()),
+            _ => {}
+        }
+        self.read_catalog()
+    }
+
+    /// All manifests, as they are on the disk even if somebody changed them who must not.
+    pub fn read_catalog(&self) -> Result<Arc<Catalog>, StoreError> {
+        let generation = self.generation()?;
+        let mut cache = self.cache();
+        let catalog = Arc::new(self.read_manifests(&mut cache)?);
+        cache.catalog = Some((generation, catalog.clone()));
+        Ok(catalog)
+    }
+
+    /// To be called before anything in `snapshots/` changes: what others have read of it
+    /// holds no more, nor what this process has. Returns the next generation.
+    pub fn change_manifests(&self) -> Result<u64, StoreError> {
+        let next = self.generation()?.wrapping_add(1);
+        self.cache().catalog = None;
+        let noted = self.lock.write_all_at(&next.to_le_bytes(), 0);
+        noted.map_err(failed("write", &self.dir().lock()))?;
+        Ok(next)
+    }
+
+    /// What is there in the generation that [`Self::change_manifests`] has begun, so that it
+    /// is not read again.
+    pub fn manifests_are(&self, generation: u64, catalog: Arc<Catalog>) {
+        self.cache().catalog = Some((generation, catalog));
+    }
+
+    /// Counts the changes of `snapshots/`.
+    fn generation(&self) -> Result<u64, StoreError> {
+        let mut bytes = [0; 8];
+        let read = self.lock.read_exact_at(&mut bytes, 0);
+        read.map_err(failed("read", &self.dir().lock()))?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
         let cache = &self.store.0.cache;
-        let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut fresh = Cache::new();
+        cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_manifests(&self, cache: &mut Cache) -> Result<Catalog, StoreError> {
+        let mut catalog = Catalog::default();
+        let mut fresh = HashMap::new();
         for file_name in self.dir().list("snapshots")? {
             let path = self.dir().snapshots().join(&file_name);
             let name = file_name.strip_suffix(".snap").map(str::parse);
@@ -106,7 +175,7 @@ impl Locked<'_> {
             })?;
             let stamp = Stamp::of(&file).map_err(failed("stat", &path))?;
             catalog.bytes += stamp.1[2];
-            let known = cache.get(&file_name).filter(|(at, _)| *at == stamp);
+            let known = cache.heads.get(&file_name).filter(|(at, _)| *at == stamp);
             let head = match known {
                 Some((_, head)) => Ok(head.clone()),
                 None => read_head(&file, &path)?.map(Arc::new),
@@ -123,7 +192,7 @@ impl Locked<'_> {
                 (head, _) => catalog.gone.push((file_name, head.ok())),
             }
         }
-        *cache = fresh;
+        cache.heads = fresh;
         Ok(catalog)
     }
 

@@ -1,8 +1,9 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The store's directory: where things are, and whether it may be used.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc::{EACCES, ELOOP, ENOTDIR, O_DIRECTORY, O_NOFOLLOW};
@@ -13,7 +14,7 @@ use super::StoreError;
 use super::error::failed;
 use super::id::{RunId, SnapshotName};
 
-const VERSION: &str = "mvas-store 1\n";
+const VERSION: &str = "mvas-store 2\n";
 pub(super) const FOLDERS: [&str; 6] = ["ram", "uses", "held", "snapshots", "drafts", "labels"];
 
 /// A directory that has been checked. Nobody but us can change what is in it.
@@ -39,8 +40,8 @@ impl StoreDir {
     }
 
     /// Makes what a new store has, or checks that this program knows the store's format.
-    /// Only under the store's lock.
-    pub fn prepare(&self) -> Result<(), StoreError> {
+    /// Only under the store's lock, which is `lock`.
+    pub fn prepare(&self, lock: &File) -> Result<(), StoreError> {
         let version = self.version();
         let found = read_version(&version)?;
         if let Some(found) = found.as_deref().filter(|found| *found != VERSION) {
@@ -61,6 +62,9 @@ impl StoreDir {
         if found.is_some() {
             return Ok(());
         }
+        // So that a full file system refuses no change of it.
+        let generation = lock.write_all_at(&[0; 8], 0);
+        generation.map_err(failed("write", &self.lock()))?;
         // Last and at once: a store that has it is whole.
         let new = self.0.join("version.new");
         fs::write(&new, VERSION).map_err(failed("write", &new))?;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Snapshots in the making, and snapshots that are open.
 
 use std::fs::{self, File, OpenOptions};
@@ -156,11 +157,12 @@ impl Draft {
         })?;
         let locked = self.run.store().lock()?;
         self.check_room(&locked, bytes.len() as u64)?;
-        locked.complete(&self.name, &self.label, &bytes)?;
+        let head = Arc::new(head);
+        locked.complete(&head, &self.label, &bytes)?;
         drop(locked);
         let label = mem::take(&mut self.label);
         let manifest = Manifest {
-            head: Arc::new(head),
+            head,
             meta: mem::take(&mut self.meta).into(),
         };
         let mut held = mem::take(&mut self.blocks);
@@ -237,19 +239,20 @@ fn check_limit(used: u64, wanted: u64, limit: u64) -> Result<(), StoreError> {
 impl Locked<'_> {
     /// Makes a snapshot: with its manifest it is there. Its label comes first; where that is
     /// all, the next sweep removes it.
-    fn complete(
-        &self,
-        name: &SnapshotName,
-        label: &Label,
-        manifest: &[u8],
-    ) -> Result<(), StoreError> {
+    fn complete(&self, head: &Arc<Head>, label: &Label, manifest: &[u8]) -> Result<(), StoreError> {
+        let name = &head.name;
         if catalog::open(&self.dir().manifest(name))?.is_some() {
             return Err(StoreError::Exists(name.clone())); // and keeps its label
         }
+        let mut catalog = self.catalog()?;
         self.put_label(name, label)?;
+        let generation = self.change_manifests()?;
         self.link_manifest(name, manifest).inspect_err(|_| {
             let _ = fs::remove_file(self.dir().label(name));
-        })
+        })?;
+        Arc::make_mut(&mut catalog).add(head, manifest.len() as u64);
+        self.manifests_are(generation, catalog);
+        Ok(())
     }
 
     /// Writes a manifest: it is there whole, or not at all, and never over another.

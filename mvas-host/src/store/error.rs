@@ -1,7 +1,9 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What can go wrong with the store.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use thiserror::Error;
@@ -111,6 +113,18 @@ pub enum StoreError {
         promised: u64,
         /// Bytes that were asked for.
         wanted: u64,
+    },
+    /// Somebody is in the middle of a change of the store, and does not go on.
+    #[error(
+        "{} was locked for {} s: a process that uses it is stopped or hangs (`fuser` of the file tells which); let it go on, or end it",
+        path.join("lock").display(),
+        patience.as_secs()
+    )]
+    Locked {
+        /// The store.
+        path: PathBuf,
+        /// How long was waited.
+        patience: Duration,
     },
     /// The file system is full.
     #[error("no space: the file system of {} is full; remove snapshots or enlarge it", .0.display())]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Blocks of RAM files: single ones, lists in a snapshot's order, and sets.
 
 use std::ops::Range;

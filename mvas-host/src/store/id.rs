@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Names of VM runs and of snapshots.
 
 use std::fmt;

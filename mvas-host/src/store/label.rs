@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Labels: what whoever made a snapshot says of it. `labels/NAME`, a small file for each, so
 //! that one can be replaced without a manifest being written again.
 
@@ -61,8 +62,8 @@ impl Store {
         may: impl Fn(&Head) -> bool,
     ) -> Result<(), StoreError> {
         let locked = self.lock()?;
-        let heads = locked.catalog()?.heads;
-        if !heads.iter().any(|(n, head)| n == name && may(head)) {
+        let catalog = locked.catalog()?;
+        if !catalog.heads.iter().any(|(n, head)| n == name && may(head)) {
             return Err(StoreError::NotFound(name.clone()));
         }
         locked.put_label(name, label)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What a living VM run has and uses: plain bookkeeping, no I/O.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The file that makes a snapshot: `snapshots/NAME.snap`. Bytes in, bytes out.
 
 use std::fmt::Write;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A snapshot's metadata: what its pages mean. Written by guests, so nothing in it is
 //! believed. The format is in `docs/VIRTIO-VAS.md`.
 

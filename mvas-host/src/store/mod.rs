@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The snapshot store: a directory in host memory that outlives guests and monitors.
 //!
 //! `docs/STORE.md` says what is in it and who owns a block. Nothing is counted on disk: what
@@ -32,13 +33,17 @@ mod sweep;
 mod uses;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use nix::unistd::geteuid;
 
 use catalog::Cache;
 use dir::StoreDir;
 use error::failed;
+
+use crate::locked::lock_within;
 
 pub use draft::{Draft, OpenSnapshot};
 pub use error::StoreError;
@@ -55,12 +60,25 @@ pub use sweep::{BrokenSnapshot, Freed};
 pub const PAGES: u64 = BLOCK / 4096;
 
 /// How to use a store.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct StoreOptions {
     /// The most bytes that snapshots may own together; `None`: what the file system has.
     pub limit: Option<u64>,
     /// Use a file system other than tmpfs, for tests.
     pub force: bool,
+    /// How long to wait for somebody else who changes the store. Such a change takes no time to
+    /// speak of, but its maker may be stopped in the middle of it.
+    pub patience: Duration,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            limit: None,
+            force: false,
+            patience: Duration::from_secs(60),
+        }
+    }
 }
 
 /// An opened store. Cheap to clone; several threads and processes may use one directory.
@@ -71,6 +89,9 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     dir: StoreDir,
     limit: Option<u64>,
+    patience: Duration,
+    /// The last wait was in vain: until the lock is to be had again, others are short.
+    in_vain: AtomicBool,
     cache: Mutex<Cache>,
     /// Set once, by `open`.
     cleaned: OnceLock<Freed>,
@@ -87,11 +108,13 @@ impl Store {
         let store = Self(Arc::new(Inner {
             dir,
             limit: options.limit,
+            patience: options.patience,
+            in_vain: AtomicBool::new(false),
             cache: Mutex::default(),
             cleaned: OnceLock::new(),
         }));
         let locked = store.lock()?;
-        store.dir().prepare()?;
+        store.dir().prepare(&locked.lock)?;
         let freed = locked.sweep(false)?;
         drop(locked);
         store.0.cleaned.get_or_init(|| freed);
@@ -157,17 +180,31 @@ impl Store {
         &self.0.dir
     }
 
-    /// Waits until nobody else changes the store.
+    /// Waits until nobody else changes the store, within its patience.
     fn lock(&self) -> Result<Locked<'_>, StoreError> {
         let path = self.dir().lock();
         let file = crate::locked::options()
             .create(true)
             .open(&path)
             .map_err(failed("open", &path))?;
-        file.lock().map_err(failed("lock", &path))?;
+        let Inner {
+            patience, in_vain, ..
+        } = &*self.0;
+        let wait = match in_vain.load(Ordering::Relaxed) {
+            true => *patience / 100,
+            false => *patience,
+        };
+        let is_ours = lock_within(&file, wait).map_err(failed("lock", &path))?;
+        in_vain.store(!is_ours, Ordering::Relaxed);
+        if !is_ours {
+            return Err(StoreError::Locked {
+                path: self.path().to_owned(),
+                patience: *patience,
+            });
+        }
         Ok(Locked {
             store: self,
-            _lock: file,
+            lock: file,
         })
     }
 }
@@ -176,7 +213,8 @@ impl Store {
 /// is a method of this.
 struct Locked<'a> {
     store: &'a Store,
-    _lock: std::fs::File,
+    /// It holds the generation of `snapshots/`, 8 bytes.
+    lock: std::fs::File,
 }
 
 impl Locked<'_> {
@@ -186,7 +224,8 @@ impl Locked<'_> {
 
     fn heads(&self) -> Result<Vec<Arc<Head>>, StoreError> {
         let catalog = self.catalog()?;
-        let mut heads: Vec<_> = catalog.heads.into_iter().map(|(_, head)| head).collect();
+        let heads = catalog.heads.iter().map(|(_, head)| head.clone());
+        let mut heads: Vec<_> = heads.collect();
         heads.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(heads)
     }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What is in the store, and whether all of it is right.
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use super::extent::{BLOCK, ExtentRun, ExtentSet};
 use super::id::{RunId, SnapshotName};
 use super::label::{Label, UNFINISHED};
 use super::manifest::Head;
+use super::sweep::BrokenSnapshot;
 use super::uses::Uses;
 use super::{Locked, Store, StoreError};
 
@@ -121,7 +123,7 @@ impl Store {
     /// The store cannot be read.
     pub fn snapshots(&self) -> Result<Vec<SnapshotEntry>, StoreError> {
         let locked = self.lock()?;
-        let catalog = locked.catalog()?;
+        let catalog = locked.read_catalog()?;
         let uses = locked.living_uses(&locked.runs()?)?;
         let mut states = Vec::new();
         for (name, head) in &catalog.heads {
@@ -132,8 +134,9 @@ impl Store {
             };
             states.push((name.clone(), state));
         }
-        let broken = catalog.broken.into_iter();
-        states.extend(broken.map(|b| (b.name, SnapshotState::Broken { reason: b.reason })));
+        for BrokenSnapshot { name, reason } in catalog.broken.iter().cloned() {
+            states.push((name, SnapshotState::Broken { reason }));
+        }
         states.sort_by(|(a, _), (b, _)| a.cmp(b));
         let entry = |(name, state)| {
             locked
@@ -159,7 +162,7 @@ impl Store {
     /// The store cannot be read at all.
     pub fn check(&self) -> Result<CheckReport, StoreError> {
         let locked = self.lock()?;
-        let catalog = locked.catalog()?;
+        let catalog = locked.read_catalog()?;
         let runs = locked.runs()?;
         let mut report = CheckReport {
             snapshots: catalog.heads.len() as u64,

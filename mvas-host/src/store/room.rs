@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! How much room there is: what snapshots take, and what running VMs were promised.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -84,9 +85,15 @@ impl Locked<'_> {
     /// their own blocks have of it. An extent is none of those: the guest may give it back and
     /// touch an empty block instead, while a snapshot keeps the extent.
     fn promised(&self, living: &[Uses]) -> Result<u64, StoreError> {
-        let snapshots = self.catalog()?.needed();
+        let catalog = self.catalog()?;
         let used = living.iter().flat_map(|uses| uses.extents.runs());
-        let extents: ExtentSet = snapshots.runs().iter().chain(used).copied().collect();
+        let extents: ExtentSet = catalog
+            .needed()
+            .runs()
+            .iter()
+            .chain(used)
+            .copied()
+            .collect();
         let mut bytes = 0u64;
         for Uses { run, mem_bytes, .. } in living {
             let path = self.dir().ram(*run);
@@ -101,8 +108,7 @@ impl Locked<'_> {
     /// Extents that count for the store's limit, each once: those of snapshots, and those that
     /// drafts and opened snapshots have. What only a guest still sees is its memory.
     pub fn charged(&self, catalog: &Catalog) -> Result<ExtentSet, StoreError> {
-        let needed = catalog.needed();
-        let mut runs = needed.runs().to_vec();
+        let mut runs = catalog.needed().runs().to_vec();
         for run in self.runs()?.iter().filter(|run| run.alive) {
             let held = uses::read(run.id, &self.dir().held(run.id))?;
             runs.extend(held.extents.runs());

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A living VM run's part of the store.
 
 use std::fs::{self, File};
@@ -243,8 +244,8 @@ impl StoreRun {
     pub(super) fn let_go(&self, extents: &[Extent]) -> Result<(), StoreError> {
         let struck = {
             let mut state = self.state();
-            let _locked = self.store().lock()?;
-            state.held.remove(extents)
+            let locked = self.store().lock();
+            locked.and_then(|_locked| state.held.remove(extents))
         };
         self.release_extents(extents).and(struck)
     }

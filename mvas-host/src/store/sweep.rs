@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Giving memory back: what nobody needs is punched out of the RAM files.
 
 use std::fs;
@@ -64,9 +65,9 @@ impl Store {
         created_ns: u64,
     ) -> Result<Freed, StoreError> {
         let locked = self.lock()?;
-        let heads = locked.catalog()?.heads;
+        let catalog = locked.catalog()?;
         let is_it = |(n, head): &(_, Arc<Head>)| n == name && head.created_ns == created_ns;
-        if !heads.iter().any(is_it) {
+        if !catalog.heads.iter().any(is_it) {
             return Err(StoreError::NotFound(name.clone()));
         }
         locked.remove(name)
@@ -86,20 +87,36 @@ impl Locked<'_> {
         // From here on the snapshot is gone, and whoever sweeps next frees its blocks: us,
         // or if we are killed the next who opens the store.
         let gone = self.dir().snapshots().join(format!("{}.gone", meta.ino()));
+        let mut catalog = self.catalog()?;
+        let generation = self.change_manifests()?;
         fs::rename(&path, &gone).map_err(failed("remove", &path))?;
-        self.sweep(false)
+        let head = Arc::make_mut(&mut catalog).remove(name, meta.len());
+        let Some(head) = head.filter(|_| catalog.broken.is_empty()) else {
+            return self.sweep(false);
+        };
+        let uses = self.living_uses(&self.runs()?)?;
+        let needed = Needed::new(&catalog, &uses);
+        let unneeded = needed.without(head.needed().clone());
+        let bytes = self.free(&unneeded, |run| needed.any_of(run))?;
+        remove_file(&gone)?;
+        remove_file(&self.dir().label(name))?;
+        self.manifests_are(generation, catalog);
+        Ok(Freed {
+            bytes: bytes + meta.blocks() * 512,
+            blocked_by: Vec::new(),
+        })
     }
 
     /// Forgets what dead VM runs used and frees what nobody needs.
     pub fn sweep(&self, force: bool) -> Result<Freed, StoreError> {
-        let catalog = self.catalog()?;
+        let catalog = self.read_catalog()?;
         let runs = self.runs()?;
         // Of living runs' blocks, those that only dead runs have used are known from here only.
         let used = self.dead_uses(&runs)?;
         self.forget_dead(&runs)?;
         let mut freed = Freed::default();
         if !catalog.broken.is_empty() && !force {
-            freed.blocked_by = catalog.broken;
+            freed.blocked_by.clone_from(&catalog.broken);
             return Ok(freed);
         }
         let uses = self.living_uses(&runs)?;
@@ -114,6 +131,9 @@ impl Locked<'_> {
         let used = used.iter().flat_map(ExtentSet::runs).copied();
         let unneeded = needed.without(dead.chain(named).chain(used).collect());
         freed.bytes = self.free(&unneeded, |run| needed.any_of(run))?;
+        if !catalog.gone.is_empty() {
+            self.change_manifests()?;
+        }
         for (file, _) in &catalog.gone {
             let path = self.dir().snapshots().join(file);
             let meta = fs::symlink_metadata(&path).map_err(failed("stat", &path))?;

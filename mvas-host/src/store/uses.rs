@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `uses/ID`: which extents a living VM run uses; `held/ID`: which of them its drafts and opened
 //! snapshots have. 128 bytes with the VM's name and the size of its memory, then records of 16
 //! bytes: run and block, or zeroes. Only its run writes them, only under the store's lock, and

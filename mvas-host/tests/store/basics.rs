@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! One process: what is kept, and what is given back.
 
 use std::fs;

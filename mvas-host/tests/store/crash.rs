@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Monitors that are killed at any moment.
 //!
 //! A *worker* is this test binary again, running the ignored test [`worker`]. It does what a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Which directories are taken as a store.
 
 use std::fs::{self, Permissions};
@@ -22,7 +23,7 @@ fn a_missing_directory_is_made_for_its_owner_alone() {
     assert_eq!(mode & 0o777, 0o700);
     assert_eq!(
         fs::read_to_string(path.join("version")).unwrap(),
-        "mvas-store 1\n"
+        "mvas-store 2\n"
     );
     assert!(open(&folder.path().join("no/where")).is_err());
 }
@@ -75,7 +76,7 @@ fn another_file_system_needs_force() {
     assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 0);
     let options = StoreOptions {
         force: true,
-        limit: None,
+        ..StoreOptions::default()
     };
     assert!(Store::open(disk.path(), options).is_ok());
 }
@@ -94,7 +95,7 @@ fn a_directory_with_something_else_is_left_alone() {
 fn a_store_of_another_format_is_refused() {
     let folder = folder();
     open(folder.path()).unwrap();
-    for version in ["mvas-store 2\n", "", "\u{ff}"] {
+    for version in ["mvas-store 1\n", "mvas-store 3\n", "", "\u{ff}"] {
         fs::write(folder.path().join("version"), version).unwrap();
         let error = open(folder.path()).unwrap_err();
         assert!(matches!(error, StoreError::Version { .. }), "{error}");

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A file system without room, at each step of making a snapshot.
 
 use std::fs::{self, File};

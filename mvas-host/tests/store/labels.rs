@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Labels: set with the snapshot or later, replaced at once, gone with it.
 
 use std::fs;

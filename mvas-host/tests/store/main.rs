@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The snapshot store on a real tmpfs.
 #![allow(clippy::unwrap_used)] // in helpers, too, a failure is the test's failure
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Random operations against a model that says who needs which block: what has memory is
 //! exactly what is needed, and it has the bytes that were written.
 

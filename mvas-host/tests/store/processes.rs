@@ -1,16 +1,21 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Several processes, one store.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use mvas_host::store::{BLOCK, Store, StoreError};
+use mvas_host::store::{BLOCK, Store, StoreError, StoreOptions};
 
 use crate::crash::{start, tell};
-use crate::support::{Shm, fill, name, open, own, publish, shows, snapshot};
+use crate::support::{
+    Shm, fill, folder, metadata, name, open, own, publish, ram_bytes, shows, snapshot,
+};
 
 const NAMES: usize = 40;
 
@@ -216,4 +221,80 @@ fn wait_for(out: &mut impl BufRead, word: &str) {
             "it ended before {word}"
         );
     }
+}
+
+/// What is known of the manifests, and need not be read again, is known until another
+/// process changes them.
+#[test]
+fn what_another_process_makes_of_a_block_is_known_when_it_is_given_back() {
+    let shm = Shm::new();
+    let run = shm.store.start_run("vm", 4 * BLOCK).unwrap();
+    // As another process sees it.
+    let elsewhere = open(shm.path());
+    let other = elsewhere.start_run("other", BLOCK).unwrap();
+    (0..4).for_each(|block| fill(&run, block, 6));
+    drop(snapshot(&run, "first", &[0]).unwrap());
+    let opened = other.open(&name("first")).unwrap();
+    shm.store.remove(&name("first")).unwrap();
+    // This reads that no snapshot needs block 0.
+    drop(snapshot(&run, "gone", &[1]).unwrap());
+    shm.store.remove(&name("gone")).unwrap();
+    run.release_extents(&[own(&run, 1)]).unwrap();
+
+    let blocks: Vec<_> = opened.blocks.iter().collect();
+    let mut draft = other.draft(name("second")).unwrap();
+    other.reserve(&mut draft, 1, &blocks).unwrap();
+    draft.push_blocks(&blocks).unwrap();
+    draft.meta = metadata(1, 0);
+    drop(other.commit(&mut draft).unwrap());
+    drop((draft, opened));
+    run.release_extents(&[own(&run, 0)]).unwrap();
+    assert!(shows(&run, own(&run, 0), 6), "a snapshot of another VM");
+
+    // And that it is needed no longer.
+    drop(snapshot(&run, "third", &[2]).unwrap());
+    elsewhere.remove(&name("second")).unwrap();
+    elsewhere.remove(&name("third")).unwrap();
+    let before = shm.ram_bytes();
+    run.release_extents(&[own(&run, 2)]).unwrap();
+    assert_eq!(before - shm.ram_bytes(), BLOCK);
+    shm.is_right();
+}
+
+#[test]
+fn who_stops_with_the_store_locked_does_not_stop_the_others_for_ever() {
+    let folder = folder();
+    let options = StoreOptions {
+        patience: Duration::from_millis(200),
+        ..StoreOptions::default()
+    };
+    let store = Store::open(folder.path(), options).unwrap();
+    let run = store.start_run("vm", 4 * BLOCK).unwrap();
+    (0..2).for_each(|block| fill(&run, block, 6));
+    let opened = snapshot(&run, "s", &[0]).unwrap();
+    let stopped = File::open(folder.path().join("lock")).unwrap();
+    stopped.lock().unwrap();
+
+    let begun = Instant::now();
+    let error = snapshot(&run, "t", &[1]).unwrap_err();
+    assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+    assert!(begun.elapsed() >= options.patience);
+    // All who come then know that it is in vain, and wait for a moment only.
+    let begun = Instant::now();
+    drop(opened);
+    (0..50).for_each(|_| assert!(run.open(&name("s")).is_err()));
+    assert!(begun.elapsed() < 25 * options.patience);
+    let error = Store::open(folder.path(), options).unwrap_err();
+    assert!(error.to_string().contains("stopped or hangs"), "{error}");
+
+    drop(stopped);
+    drop(snapshot(&run, "t", &[1]).unwrap());
+    assert_eq!(store.snapshots().unwrap().len(), 2);
+    assert!(store.check().unwrap().problems.is_empty());
+    drop(run);
+    assert_eq!(ram_bytes(folder.path()), 2 * BLOCK);
+    for snapshot in ["s", "t"] {
+        store.remove(&name(snapshot)).unwrap();
+    }
+    assert_eq!(ram_bytes(folder.path()), 0);
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What the tests share.
 
 use std::fs;
@@ -36,7 +37,7 @@ impl Shm {
         let folder = folder();
         let options = StoreOptions {
             limit: Some(limit),
-            force: false,
+            ..StoreOptions::default()
         };
         let store = Store::open(folder.path(), options).unwrap();
         Self { folder, store }

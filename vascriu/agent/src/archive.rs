@@ -1,8 +1,10 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Files and folders as a tar stream with one root entry.
 //!
 //! The stream may come from a hostile machine: nothing is made outside the destination, no
 //! device, and nothing is seen at the destination before all of it is there.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -13,6 +15,13 @@ use thiserror::Error;
 
 /// Name of the root entry in the stream.
 const ROOT: &str = "root";
+
+/// The most bytes that an entry may have besides its content: its names, and where the parts of a
+/// sparse file are. The archive's reader keeps them in memory.
+const MAX_HEADERS: u64 = 16 << 20;
+
+/// The same of all folders together, which are kept until the end.
+const MAX_FOLDERS: u64 = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 
 /// Why files could not be packed or unpacked.
 #[derive(Debug, Error)]
@@ -168,12 +177,18 @@ fn extract(from: impl Read, staging: &Path, trust: Trust) -> Result<(), ArchiveE
         path: staging.to_owned(),
         source,
     };
-    let mut archive = Archive::new(from);
+    let left = Cell::new(MAX_HEADERS);
+    let mut archive = Archive::new(Bounded { from, left: &left });
     archive.set_preserve_permissions(trust == Trust::Full);
     archive.set_overwrite(false);
     // A folder's mode may forbid writing into it: folders get theirs last, inner ones first.
-    let mut folders = Vec::new();
+    let (mut folders, mut kept) = (Vec::new(), 0);
     for entry in archive.entries().map_err(write)? {
+        let headers = MAX_HEADERS - left.replace(u64::MAX);
+        if headers == MAX_HEADERS || kept > MAX_FOLDERS {
+            let why = "it has too many folders, or a file of too many names or parts".to_owned();
+            return Err(ArchiveError::Refused(why));
+        }
         let mut entry = entry.map_err(write)?;
         let path = entry.path().map_err(write)?.into_owned();
         let refuse = |why: &str| {
@@ -195,16 +210,37 @@ fn extract(from: impl Read, staging: &Path, trust: Trust) -> Result<(), ArchiveE
                 if path.components().any(|part| part == Component::ParentDir) {
                     return refuse("leads outside of it");
                 }
+                kept += headers;
                 folders.push(entry);
             }
             _ => return refuse("is not a file, folder or link"),
         }
+        left.set(MAX_HEADERS);
     }
     folders.sort_by_cached_key(|folder| std::cmp::Reverse(folder.path_bytes().into_owned()));
     for mut folder in folders {
         folder.unpack_in(staging).map_err(write)?;
     }
     Ok(())
+}
+
+/// Reads no more than is left.
+struct Bounded<'a, R> {
+    from: R,
+    left: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left.get()).unwrap_or(usize::MAX);
+        if most == 0 {
+            return Err(io::Error::other("more than may be read"));
+        }
+        let most = most.min(out.len());
+        let read = self.from.read(&mut out[..most])?;
+        self.left.set(self.left.get() - read as u64);
+        Ok(read)
+    }
 }
 
 #[cfg(test)]
@@ -392,6 +428,52 @@ mod tests {
             let meta = fs::metadata(&dest).expect("there");
             assert_eq!(meta.permissions().mode() & 0o7777, mode);
         }
+    }
+
+    /// What of an endless archive is read before it is refused.
+    fn read_of(start: &[u8], again: &[u8]) -> usize {
+        struct Endless<'a>(&'a [u8], &'a [u8], usize);
+        impl Read for Endless<'_> {
+            fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+                if self.0.is_empty() {
+                    self.0 = self.1;
+                }
+                let n = self.0.read(out)?;
+                self.2 += n;
+                assert!(self.2 < 64 << 20, "all of it is kept");
+                Ok(n)
+            }
+        }
+        let dir = tempfile::tempdir().expect("tmp");
+        let mut endless = Endless(start, again, 0);
+        let dest = dir.path().join("x");
+        let result = unpack(&mut endless, &dest, OsStr::new("x"), Trust::PermissionsOnly);
+        let error = result.expect_err("endless").to_string();
+        assert!(error.contains("too many"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).expect("ls").count(), 0);
+        endless.2
+    }
+
+    #[test]
+    fn what_is_kept_of_an_archive_is_bounded() {
+        let mut name = Header::new_gnu();
+        name.set_entry_type(EntryType::GNULongName);
+        name.set_size(1 << 40);
+        name.set_cksum();
+        read_of(name.as_bytes(), &[b'a'; 512]);
+
+        let mut sparse = Header::new_gnu();
+        sparse.set_entry_type(EntryType::GNUSparse);
+        sparse.set_size(1 << 40);
+        sparse.as_gnu_mut().expect("GNU").isextended = [1];
+        sparse.set_cksum();
+        // 21 parts of no length at one place, and more of them to come.
+        let mut parts = [b'0'; 512];
+        parts[504] = 1;
+        read_of(sparse.as_bytes(), &parts);
+
+        let folder = entry(EntryType::Directory, "root", None);
+        read_of(&folder, &folder);
     }
 
     #[test]

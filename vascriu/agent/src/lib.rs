@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The guest agent: commands and files over one byte stream.
 //!
 //! One connection carries one *session* after another: a greeting ([`protocol::Link`]), one

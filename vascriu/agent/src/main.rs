@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mvas-agent`: PID 1 of the microVM's guest, and the server of its exec and copy protocol.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The functions of CRIU that the plugin calls, found in the program that has
 //! loaded it (CRIU exports all its symbols), and CRIU's plugin descriptor.
 

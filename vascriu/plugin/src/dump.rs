@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The dump: capture each task into a VAS of its own, and at the end CRIU's images into
 //! one, too; commit all of them as one snapshot.
 //!
@@ -209,7 +210,7 @@ impl Dump {
     fn try_commit(&mut self) -> Result<u64, Error> {
         let manifest = self.manifest.to_bytes()?;
         let image_bytes = images::capture(self.criu.image_dir(), &manifest, &self.images)?;
-        self.label.tasks = u32::try_from(self.manifest.tasks.len()).unwrap_or(u32::MAX);
+        self.label.tasks = u32::try_from(self.manifest.tasks.len()).expect("PIDs are fewer");
         self.label.pages = self.manifest.pages();
         self.label.parent = self.manifest.parent;
         if let Some(root) = self.manifest.tasks.first() {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A CRIU that is killed when it has opened the last gate for the restored tasks, and whose
 //! hook for us has not been called yet, would leave them without memory: the kernel lets a
 //! dead tracer's tasks run on. So they are traced with `PTRACE_O_EXITKILL`: the kernel kills

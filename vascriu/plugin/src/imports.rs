@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! CRIU's import table: what it calls in the C library can go through us.
 //!
 //! Used for what plugins have no hook for, see [`crate::guard`] and [`crate::lent`].

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! CRIU's images of a dump with VASes must never be restored without the plugin: the tasks
 //! would run on zeroed memory.
 //!

@@ -1,11 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Tasks that CRIU has borrowed get themselves back where it is killed.
 //!
 //! To dump a task CRIU makes it run code of CRIU's: it changes its registers, its signal
 //! mask and a few bytes of its code, and puts them back at the end. Killed in between, stock
 //! CRIU leaves a task that goes on with the wrong registers. So before the first of each
 //! such change the kernel saves what is changed (`VAS_IOC_GUARD`), and puts it back when
-//! CRIU ends without having detached the task. CRIU makes the changes by `ptrace`, which it
-//! calls through its import table.
+//! CRIU ends without having detached the task; what it saved ends with the detach. CRIU
+//! makes the changes by `ptrace`, which it calls through its import table.
 
 use std::collections::HashSet;
 use std::ffi::{c_int, c_long, c_void};
@@ -52,6 +53,11 @@ impl Lent {
         self.saved.insert((tid, word));
         Ok(())
     }
+
+    /// The kernel has nothing saved of a thread (any more).
+    fn forget(&mut self, tid: libc::pid_t) {
+        self.saved.retain(|(of, _)| *of != tid);
+    }
 }
 
 /// What a request of `ptrace` changes of a thread, if anything: a word of its memory, or its
@@ -78,6 +84,9 @@ unsafe extern "C" fn ptrace(
     if let Some(word) = changes(request, addr) {
         save(pid, word);
     }
+    if request.cast_unsigned() == libc::PTRACE_DETACH {
+        forget(pid);
+    }
     // SAFETY: what CRIU asked for.
     unsafe { libc::ptrace(request.cast_unsigned(), pid, addr, data) }
 }
@@ -90,6 +99,15 @@ fn save(tid: libc::pid_t, word: Option<u64>) {
     });
     if let Some(e) = saved {
         criu::info(&format!("not guarded: {}", text::chain(&e)));
+    }
+}
+
+/// Before a detach: if that fails, what is changed later is saved once more, which is nothing new.
+fn forget(tid: libc::pid_t) {
+    if let Ok(mut lent) = LENT.lock()
+        && let Some(lent) = lent.as_mut()
+    {
+        lent.forget(tid);
     }
 }
 

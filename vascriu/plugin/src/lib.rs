@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The CRIU plugin that captures memory into a VAS and attaches it back.
 //!
 //! Made for the plugin interface of CRIU 4.1 and 4.2. CRIU loads it only from the directory

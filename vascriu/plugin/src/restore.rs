@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The restore: attach each task's VAS just before the task is let go.
 //!
 //! CRIU ignores errors of the hook and would let the tasks run on zeroed memory.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Opening `/dev/vas` from where runc puts CRIU.
 //!
 //! For a restore runc moves CRIU into the container's cgroup, whose device filter

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! One copy: the process that becomes it, and what it says when it runs.
 
 use std::fs::{self, File};

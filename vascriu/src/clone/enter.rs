@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A task of a copy has PIDs that mean something only inside, so whoever wants to dump it
 //! must be inside, too.
 

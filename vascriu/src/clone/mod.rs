@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `vascriu clone`: running copies of one snapshot, each in namespaces of its own, which
 //! share memory until they write.
 //!

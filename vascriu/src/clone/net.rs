@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What network a copy gets, and which address.
 
 use std::fs;

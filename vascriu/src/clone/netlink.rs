@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The few requests to the kernel's routing netlink (rtnetlink(7)) that give a copy its
 //! network: a pair of virtual Ethernet devices, addresses, a route.
 
@@ -43,14 +44,13 @@ impl Message {
         self.0.extend([0; 2]);
         self.0.extend(kind.to_ne_bytes());
         fill(self);
-        // All that is sent is far shorter.
-        let len = u16::try_from(self.0.len() - start).unwrap_or(u16::MAX);
+        let len = u16::try_from(self.0.len() - start).expect("what is sent is far shorter");
         self.0[start..start + 2].copy_from_slice(&len.to_ne_bytes());
         self.0.resize(self.0.len().next_multiple_of(ALIGN), 0);
     }
 
     fn bytes(mut self) -> Vec<u8> {
-        let len = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
+        let len = u32::try_from(self.0.len()).expect("what is sent is far shorter");
         self.0[..4].copy_from_slice(&len.to_ne_bytes());
         self.0
     }

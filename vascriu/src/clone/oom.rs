@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where memory runs out: what runs stays, what does not run yet is ended.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Whether there is room for that many copies: asked before the first is begun, for all of
 //! them, and before each, for that one.
 

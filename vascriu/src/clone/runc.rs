@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Copies of containers: the stock `runc restore`, with the drop-in as its CRIU, from an image
 //! directory that has nothing but a reference to the snapshot.
 

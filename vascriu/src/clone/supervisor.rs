@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The first process of a copy: makes its namespaces, restores the snapshot in them, and
 //! then waits for its root to end, as `init` of its PID namespace. Whatever way it ends,
 //! the kernel ends the copy with it.

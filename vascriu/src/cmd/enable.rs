@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `vascriu enable` and `vascriu disable`.
 
 use std::process::ExitCode;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `vascriu ls`, and how a snapshot is told in JSON (`docs/vascriu-ls.schema.json`).
 
 use std::process::ExitCode;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The commands, one file each.
 
 use std::time::Instant;

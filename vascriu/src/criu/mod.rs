@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Running CRIU: what it is told, which one it is, what it leaves.
 
 pub mod options;

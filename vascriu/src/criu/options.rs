@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! CRIU's own options, passed through: which there are in CRIU 4.1.1, which take
 //! a value, and which cannot be right together with VASes.
 

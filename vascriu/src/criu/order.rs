@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What the plugin shall do in one run of CRIU: it stands in CRIU's environment. Without an
 //! order the plugin dumps nothing, and restores stock images only.
 

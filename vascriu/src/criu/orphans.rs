@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Processes that become ours while CRIU runs: those that it leaves behind when it is
 //! killed, and what it restored.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What the plugin tells of one run of CRIU: a memory file that CRIU inherits.
 
 use std::fs::File;

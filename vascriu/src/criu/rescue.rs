@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Undoing what a killed CRIU cannot undo itself.
 //!
 //! The kernel resumes the tasks of a dead tracer. But for `--tcp-established`

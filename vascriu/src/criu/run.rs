@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Running CRIU: with our plugin, and with what it says when it fails.
 
 use std::ffi::OsStr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What has come of a dump, when its CRIU has ended in whatever way: the kernel tells.
 
 use std::os::fd::BorrowedFd;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! CRIU's `stats-dump` and `stats-restore` images: two magic numbers, a length,
 //! and one small protobuf message of varints (CRIU's `images/stats.proto`).
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Which CRIU there is. The plugin uses what CRIU promises to nobody, so only versions that
 //! it was verified with are run.
 

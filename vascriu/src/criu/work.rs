@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where one run of CRIU works: its log, its statistics, and what it mounts. Each has a
 //! directory of its own below `/run/vascriu`, which is locked for as long as vascriu or CRIU
 //! uses it; those that nobody uses any more are swept.

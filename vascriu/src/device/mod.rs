@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `/dev/vas`, safely: the [`Session`], what it says of the snapshot store, and the
 //! [`VasFile`].
 //!

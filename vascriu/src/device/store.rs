@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What a session can do with the snapshot store, which is outside of this guest
 //! (docs/STORE.md).
 
@@ -116,7 +117,7 @@ impl Session {
             let mut arg = VasStoreList {
                 skip: found.len() as u64,
                 snapshots: buf.as_mut_ptr() as u64,
-                count: u32::try_from(BATCH).unwrap_or(0),
+                count: u32::try_from(BATCH).expect("a few"),
                 ..VasStoreList::default()
             };
             // SAFETY: STORE_LIST takes a VasStoreList; its pointer is to `buf`,

@@ -1,14 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The VAS file: one VAS, and what can be done with it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use mvas_abi::vas::{
-    VAS_ATTACH_CLONE, VAS_CAPTURE_HIDE, VAS_DELETE_FORCE, VAS_IOC_ATTACH, VAS_IOC_CAPTURE,
-    VAS_IOC_DELETE, VAS_IOC_EVICT, VAS_IOC_GET_LABEL, VAS_IOC_RANGES, VAS_IOC_SET_LABEL,
-    VAS_IOC_STAT, VAS_IOC_USAGE, VAS_LABEL_MAX, VAS_NAME_MAX, VAS_RANGE_HUGE, VAS_STATE_COMMITTED,
-    VAS_STORE_COLD, VAS_STORE_DRAINING, VAS_STORE_STORED, VasAttach, VasCapture, VasDelete,
-    VasEvict, VasLabel, VasRange, VasRanges, VasStat, VasUsage,
+    VAS_ATTACH_CLONE, VAS_ATTACH_STOPPED, VAS_CAPTURE_HIDE, VAS_CAPTURE_STOPPED, VAS_DELETE_FORCE,
+    VAS_IOC_ATTACH, VAS_IOC_CAPTURE, VAS_IOC_DELETE, VAS_IOC_EVICT, VAS_IOC_GET_LABEL,
+    VAS_IOC_RANGES, VAS_IOC_SET_LABEL, VAS_IOC_STAT, VAS_IOC_USAGE, VAS_LABEL_MAX, VAS_NAME_MAX,
+    VAS_RANGE_HUGE, VAS_STATE_COMMITTED, VAS_STORE_COLD, VAS_STORE_DRAINING, VAS_STORE_STORED,
+    VasAttach, VasCapture, VasDelete, VasEvict, VasLabel, VasRange, VasRanges, VasStat, VasUsage,
 };
 use serde::Serialize;
 
@@ -186,18 +187,18 @@ impl VasFile {
         }
     }
 
-    /// Shares all eligible memory of the task with this empty VAS, and with
+    /// Shares all eligible memory of the stopped task with this empty VAS, and with
     /// `hide` keeps it out of the task's PAGEMAP_SCAN and smaps, as this process
     /// sees them, until the session closes.
     ///
     /// # Errors
-    /// The target is gone or may not be traced, or memory is short; then
+    /// The target runs, is gone or may not be traced, or memory is short; then
     /// nothing happened.
     pub fn capture(&self, pidfd: BorrowedFd<'_>, hide: bool) -> Result<Captured, Error> {
-        let flags = if hide { VAS_CAPTURE_HIDE } else { 0 };
+        let hide = if hide { VAS_CAPTURE_HIDE } else { 0 };
         self.capture_with(VasCapture {
             pidfd: pidfd.as_raw_fd(),
-            flags,
+            flags: VAS_CAPTURE_STOPPED | hide,
             ..VasCapture::default()
         })
     }
@@ -230,12 +231,12 @@ impl VasFile {
         })
     }
 
-    /// Replaces the task's memory by the whole VAS, in place. `/proc/PID/vas` tells
+    /// Replaces the stopped task's memory by the whole VAS, in place. `/proc/PID/vas` tells
     /// `snapshot` from then on. In a `clone`, what is to be wiped on fork is empty.
     ///
     /// # Errors
-    /// The target's VMAs are not those of the capture, it is gone or may not be
-    /// traced, or memory is short; then nothing happened.
+    /// The target's VMAs are not those of the capture, it runs, is gone or may not
+    /// be traced, or memory is short; then nothing happened.
     pub fn attach(
         &self,
         pidfd: BorrowedFd<'_>,
@@ -244,7 +245,7 @@ impl VasFile {
     ) -> Result<Attached, Error> {
         self.attach_with(VasAttach {
             pidfd: pidfd.as_raw_fd(),
-            flags: if clone { VAS_ATTACH_CLONE } else { 0 },
+            flags: VAS_ATTACH_STOPPED | if clone { VAS_ATTACH_CLONE } else { 0 },
             snapshot,
             ..VasAttach::default()
         })

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The process beside CRIU. The process that was started as `criu` must become CRIU, for
 //! its parent waits for it and restored tasks are to be its siblings or children. What comes
 //! before, meanwhile and after is done by a process beside it: a grandchild, so that CRIU

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `criu dump`, `criu pre-dump` and `criu restore` on the command line: as the stock CRIU
 //! does them, with the images in a directory of their own.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! CRIU's configuration files, as far as they could get in our way: CRIU reads them after
 //! what an engine asks for, and so after what we make of it.
 

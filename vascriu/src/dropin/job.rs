@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The dump or restore that CRIU is made ready for, whoever asked for it, and what comes
 //! after CRIU's end.
 

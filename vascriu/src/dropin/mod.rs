@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The drop-in: vascriu under the name `criu`, in front of the stock CRIU.
 //!
 //! A dump or restore, on the command line ([`command`]) or over an engine's socket

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Between an engine and its CRIU: every message goes on as it came, except for CRIU's
 //! last word: a failure gets the reason, and a success is none if CRIU did not end well.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What an engine asks of `criu swrk`: which requests are ours, what of them cannot be
 //! done, what CRIU is told instead, and what the engine is answered.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Messages with descriptors over a SOCK_SEQPACKET socket: one `sendmsg` is one message.
 
 use std::io::{self, IoSlice, IoSliceMut};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `criu swrk FD`: one request of an engine over the socket FD.
 
 use std::ffi::OsString;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where engines keep checkpoints, and which of our snapshots these refer to.
 
 use std::collections::HashSet;

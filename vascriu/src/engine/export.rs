@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Checkpoints that Podman puts into an archive or an image, to be restored elsewhere.
 //!
 //! Podman asks its runtime for a checkpoint in either case, and packs the directory when that

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Container engines: which container a process is, where they keep checkpoints, and
 //! putting the drop-in before the stock CRIU for them.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Switching engines to vascriu, and back.
 //!
 //! All engines look `criu` up in PATH, so one link there, before the stock CRIU, is found by

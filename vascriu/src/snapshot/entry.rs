@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! One snapshot as the kernel and the store know it.
 
 use std::fmt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The identity of a snapshot, and the names of the VASes that it is made of.
 
 use std::fmt;

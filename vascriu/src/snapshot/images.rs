@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A directory for CRIU's images that nobody else sees: a tmpfs that is mounted nowhere. It
 //! goes with its last descriptor, so whoever is killed leaves nothing.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The label of a snapshot: what a listing shows of it, kept on its `images` VAS and in
 //! the store. Restoring trusts nothing of it.
 

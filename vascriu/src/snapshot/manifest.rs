@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `vas.json`: the tasks of a snapshot. It lies among CRIU's images, inside the object
 //! only, and its digest binds references to it.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The snapshot: one object, made of VASes of this guest's kernel (docs/SNAPSHOT.md).
 
 pub mod entry;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! CRIU's images as one piece of memory, so that they are part of the snapshot: a VAS of
 //! their own holds them.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A reference to a snapshot: the only file of ours in an image directory.
 //!
 //! It is called `inventory.img`, as the file that every CRIU reads first: a CRIU that is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! All snapshots: those that the kernel has, and those that are in the store.
 //!
 //! Nothing is kept beside them. What changes a label, claims a name or removes something

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The host's snapshot store, which is outside of this guest (docs/STORE.md): the way there
 //! and back. A snapshot has its identity as its name there.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What is refused or fails: always with a clear message, nothing lost and
 //! nothing left behind (the harness looks).
 
@@ -9,6 +10,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
+use memmap2::MmapMut;
 use vascriu::device::{Session, VAS_ACCESS_READ, VAS_ACCESS_WRITE};
 use vascriu::process::PidFd;
 
@@ -320,7 +322,9 @@ fn wrong_memory(dir: &Path) {
     let session = Session::open().expect("session");
     let (_, vas) = session.create(&name, 0o600).expect("create");
     let own = PidFd::open(std::process::id().cast_signed()).expect("pidfd");
-    vas.capture(own.as_fd(), false).expect("capture");
+    let mut memory = MmapMut::map_anon(4096).expect("memory");
+    memory[0] = 1;
+    vas.capture_own(own.as_fd(), &memory).expect("capture");
     session.commit().expect("commit");
     drop((vas, session));
     refuses_to_restore(&["ATTACH"]);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A container of runc's, and a PATH in which runc finds vascriu as its CRIU.
 
 use std::ffi::OsString;

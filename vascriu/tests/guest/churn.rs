@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A day's worth of snapshots in minutes: `guest churn seed=N seconds=S` does random
 //! operations, knows what each must find, and in the middle and at the end puts everything
 //! away and wants the guest as it was. `guest verify NAME:PID:SEED:GENERATION…` restores

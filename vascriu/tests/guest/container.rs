@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A runc container, checkpointed and restored through the drop-in.
 
 use std::fs;

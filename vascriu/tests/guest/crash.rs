@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! CRIU or vascriu killed with SIGKILL, at moments spread over a whole dump or
 //! restore.
 

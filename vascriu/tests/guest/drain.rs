@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Snapshots that go to the snapshot store later, and what others do there meanwhile.
 
 use std::path::Path;

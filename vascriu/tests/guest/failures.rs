@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Failures from outside: the kernel refuses, a script fails, files or memory do
 //! not suffice.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What of the guest's memory is in use.
 
 use std::fs;

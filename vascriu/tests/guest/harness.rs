@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What the tests are written with: running vascriu, starting a workload, and
 //! seeing that nothing was left behind.
 

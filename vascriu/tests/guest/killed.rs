@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The drop-in under runc, with CRIU or the process beside it killed at any moment.
 
 use std::fs;

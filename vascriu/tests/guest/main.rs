@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Tests of vascriu against the real kernel and the real CRIU.
 //!
 //! The image builder installs this program as `/usr/lib/mvas/tests/guest`; there,

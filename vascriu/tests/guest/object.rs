@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A snapshot is one object: no path, no name and no namespace decides what exists.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! No two copies share randomness, and each knows that it is a copy.
 //!
 //! The C library keeps the state of `getrandom()` in memory of its own (droppable, where the

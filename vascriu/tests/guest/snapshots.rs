@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What a snapshot holds, and that it comes back.
 
 use std::fs;

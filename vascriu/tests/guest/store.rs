@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The snapshot store outside of this guest: the way there and back.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A test that hangs ends the run, and says where every process stands.
 
 use std::fs;

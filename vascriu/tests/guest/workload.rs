@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The processes that the tests dump: memory with a known content, threads, a
 //! copy-on-write tree, files, pipes and sockets, checked on a signal.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `docker checkpoint` and `docker start --checkpoint`.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! dockerd killed in the middle of its work.
 
 use std::fs;

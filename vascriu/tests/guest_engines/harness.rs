@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What the tests are written with: commands, and seeing that nothing was left behind.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Tests of container engines that use vascriu without knowing.
 //!
 //! The image builder installs this program as `/usr/lib/mvas/tests/guest_engines`; in the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! containerd by itself, and crun; runc by itself is in the tests of vascriu.
 
 use std::fs;

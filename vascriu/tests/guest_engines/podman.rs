@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `podman container checkpoint` and `restore`, by crun and by runc.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A Redis in a container, asked over its socket from outside.
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! ACPI tables: hardware-reduced, with what Linux must know and no more: CPUs and
 //! interrupt controllers (MADT), power-off and reset (FADT), devices (DSDT).
 
@@ -129,7 +130,7 @@ fn serial_port(out: &mut Vec<u8>) {
 
 /// `\_SB_.V000` and on: LNRO0005 is Linux's id of a virtio-mmio device.
 fn virtio(index: usize, device: &MmioDevice, out: &mut Vec<u8>) {
-    let size = u32::try_from(VIRTIO_MMIO_SIZE).unwrap_or(u32::MAX);
+    let size = u32::try_from(VIRTIO_MMIO_SIZE).expect("a page or so");
     let registers = aml::Memory32Fixed::new(true, device.base, size);
     let interrupt = aml::Interrupt::new(true, true, false, false, device.irq);
     let resources = aml::ResourceTemplate::new(vec![&registers, &interrupt]);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Finds out what a kernel file is and loads it.
 
 use std::fs::File;
@@ -146,10 +147,10 @@ pub fn load_initramfs(
     let base = have.min(max + 1).checked_sub(len).map(|base| base & !0xfff);
     match (base, u32::try_from(len)) {
         (Some(base), Ok(len32)) if base >= kernel.end => {
-            let size = usize::try_from(len).unwrap_or(usize::MAX);
+            let size = usize::try_from(len).expect("below 4 GiB");
             memory.read_exact_volatile_from(GuestAddress(base), &mut file, size)?;
             Ok(LoadedInitramfs {
-                base: u32::try_from(base).unwrap_or(u32::MAX),
+                base: u32::try_from(base).expect("at most a u32's `max`"),
                 len: len32,
             })
         }

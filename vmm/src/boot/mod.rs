@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Boot: kernel loader, boot parameters, ACPI tables.
 //!
 //! Both kernel formats are entered by Linux's 64-bit boot protocol; no firmware runs.

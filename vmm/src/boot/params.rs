@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The zero page: `struct boot_params` with the memory map.
 
 use linux_loader::configurator::linux::LinuxBootConfigurator;
@@ -54,15 +55,15 @@ pub fn write(
         }
     }
     params.hdr.type_of_loader = LOADER_TYPE;
-    params.hdr.cmd_line_ptr = u32::try_from(CMDLINE.0).unwrap_or(u32::MAX);
-    params.hdr.cmdline_size = u32::try_from(cmdline.len()).unwrap_or(u32::MAX);
+    params.hdr.cmd_line_ptr = u32::try_from(CMDLINE.0).expect("in the first MiB");
+    params.hdr.cmdline_size = u32::try_from(cmdline.len()).expect("of bounded length");
     if let Some(LoadedInitramfs { base, len }) = initramfs {
         params.hdr.ramdisk_image = base;
         params.hdr.ramdisk_size = len;
     }
     params.acpi_rsdp_addr = rsdp.0;
     let map = memory_map(memory);
-    params.e820_entries = u8::try_from(map.len()).unwrap_or(u8::MAX);
+    params.e820_entries = u8::try_from(map.len()).expect("a few ranges");
     params.e820_table[..map.len()].copy_from_slice(&map);
 
     let params = BootParams::new(&params, ZERO_PAGE);

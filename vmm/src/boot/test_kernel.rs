@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The least kernel file, for tests.
 
 /// An ELF file with one segment, `code`, loaded and entered at 1 MiB.

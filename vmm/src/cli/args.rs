@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What can be asked.
 
 use std::ffi::OsString;
@@ -11,7 +12,7 @@ use super::disk::DiskArg;
 use super::snapshots::SnapshotsArgs;
 use super::store::StoreArgs;
 
-/// CPUs of a simulated host. With more than one, QEMU's emulator (7.2, one thread for each)
+/// CPUs of a simulated host. With more than one, QEMU's emulator (7.2; one thread for each)
 /// now and then lets a CPU run into an instruction that another one is patching, and a
 /// kernel dies of a stray INT3: on 2 busy cores in one boot out of four. So one, until asked.
 pub(super) const DEFAULT_SIM_CPUS: &str = "1";
@@ -46,6 +47,11 @@ pub(super) enum Command {
     /// Be the agent of a VM on standard input and output
     #[command(hide = true)]
     Relay {
+        name: VmName,
+    },
+    /// Give a killed VM's memory back; standard input ends with its monitor
+    #[command(hide = true)]
+    Janitor {
         name: VmName,
     },
 }
@@ -107,6 +113,13 @@ pub(super) struct RunArgs {
     /// What runs it: this host's KVM, a simulated host, or what there is
     #[arg(long, value_name = "HW", default_value = "auto")]
     pub hw: HwArg,
+    /// Run the monitor without its sandbox: no seccomp filters, no Landlock. For debugging it
+    #[arg(long)]
+    pub no_sandbox: bool,
+    /// Join this cgroup, a directory of cgroup2 with the limits that the VM shall have: those to
+    /// memory hold for the guest's, too
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
     /// Return once the guest takes commands, and leave the VM running
     #[arg(long, conflicts_with = "command")]
     pub detach: bool,
@@ -303,7 +316,8 @@ pub(super) struct DoctorArgs {
 /// QEMU emulates an AMD machine with SVM and nested paging. It boots our own kernel, sees the
 /// files of this host read-only, may write to the work folder and to its own /tmp and /run, and
 /// has no network. The command's input, output and exit code pass through, and its signals.
-/// Everything in there is about ten times slower than here.
+/// Everything in there is about ten times slower than here. QEMU is $MVAS_QEMU, the one built
+/// last, or the one in PATH.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   mvasvm sim -- mvasvm doctor

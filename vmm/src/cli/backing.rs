@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where a guest's memory goes: into a snapshot store, or nowhere.
 
 use std::fs;
@@ -22,6 +23,7 @@ pub(super) fn backing(args: &RunArgs) -> Result<RamBacking> {
     let options = StoreOptions {
         limit: args.store_limit,
         force: args.store_force,
+        ..StoreOptions::default()
     };
     let mem = args.mem.bytes();
     let kernel = uname().context("cannot tell this host's kernel")?;

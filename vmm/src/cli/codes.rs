@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Exit codes. What a command in a guest returns passes through, so codes of our own lie
 //! where shells and Docker have theirs, and just below.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The user's terminal as the guest's console.
 
 use std::fs::File;

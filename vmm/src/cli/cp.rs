@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mvasvm cp`.
 
 use std::ffi::{OsStr, OsString};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `--disk FILE[,ro]`.
 
 use std::ffi::OsString;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A command in a guest with this process's terminal, input, output and signals.
 
 use std::io::{self, IsTerminal};

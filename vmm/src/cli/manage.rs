@@ -1,6 +1,7 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mvasvm ls`, `stop`, `kill`, `rm` and `logs`.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use super::{metrics, note, reach, record};
 
 /// How long a killed monitor may take to be gone: it may have much memory to give back.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
+/// A killed monitor of which for so long only threads are left that no signal reaches hangs.
+const HANG_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) fn ls(args: &LsArgs) -> Result<u8> {
     let infos = Vms::open()?.all()?.into_iter();
@@ -97,15 +100,25 @@ fn end(vm: &FoundVm) -> Result<()> {
             Err(e) => return Err(e).with_context(|| format!("cannot kill process {pid}")),
         }
     }
-    if !wait_gone(vm, Instant::now() + KILL_PATIENCE)? {
-        bail!("process {pid} of {} does not go away", vm.info.name);
+    match wait_killed(vm)? {
+        Killed::Gone => {}
+        Killed::Hangs => {
+            note(format!(
+                "{} is killed, but a disk image hangs: process {pid}, which is all that is left of \
+                 it, has its name, memory and disks until the host lets it go",
+                vm.info.name
+            ));
+            return Ok(());
+        }
+        Killed::Lives => bail!("process {pid} of {} does not go away", vm.info.name),
     }
     // Its end is written by whoever finds it: us. So is its simulated host's folder removed.
     Vms::open()?.all()?;
     crate::sim::remove_stale()
 }
 
-fn wait_gone(vm: &FoundVm, deadline: Instant) -> Result<bool> {
+/// Whether a VM's monitor is gone by then.
+pub(super) fn wait_gone(vm: &FoundVm, deadline: Instant) -> Result<bool> {
     while vm.lives()? {
         if Instant::now() >= deadline {
             return Ok(false);
@@ -113,6 +126,47 @@ fn wait_gone(vm: &FoundVm, deadline: Instant) -> Result<bool> {
         thread::sleep(Duration::from_millis(20));
     }
     Ok(true)
+}
+
+/// What became of a killed monitor.
+enum Killed {
+    Gone,
+    /// Its guest does not run any more, but a system call on a file does.
+    Hangs,
+    Lives,
+}
+
+fn wait_killed(vm: &FoundVm) -> Result<Killed> {
+    let deadline = Instant::now() + KILL_PATIENCE;
+    let mut moved = Instant::now();
+    while vm.lives()? {
+        if !hangs(vm.info.pid) {
+            moved = Instant::now();
+        } else if moved.elapsed() >= HANG_PATIENCE {
+            return Ok(Killed::Hangs);
+        }
+        if Instant::now() >= deadline {
+            return Ok(Killed::Lives);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(Killed::Gone)
+}
+
+/// Whether of a process there are only threads that have ended (Z), and such as wait for the host
+/// whatever signals they get (D).
+fn hangs(pid: u32) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    // The thread's name, which may have any character in it, is in parentheses before its state.
+    let state = |stat: String| {
+        stat.rsplit_once(") ")
+            .and_then(|(_, rest)| rest.chars().next())
+    };
+    let states: Vec<char> = stats.filter_map(state).collect();
+    states.contains(&'D') && states.iter().all(|state| "DZ".contains(*state))
 }
 
 pub(super) fn rm(args: &RmArgs) -> Result<u8> {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A VM's counters: how its monitor tells them, and `mvasvm metrics`.
 
 use std::fs;
@@ -6,12 +7,13 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use mvasvm::metrics::Metrics;
+use mvasvm::sandbox::{Role, Sandbox};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
@@ -45,22 +47,32 @@ impl MetricsServer {
     /// Starts it in a VM's folder.
     ///
     /// # Errors
-    /// The socket or a thread cannot be made.
-    pub fn start(folder: &Path, metrics: Arc<Metrics>) -> io::Result<Self> {
+    /// The socket or a thread cannot be made, or the thread cannot be confined.
+    pub fn start(folder: &Path, metrics: Arc<Metrics>, sandbox: &Sandbox) -> io::Result<Self> {
         let path = folder.join(record::STATS);
         let listener = UnixListener::bind(&path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
         let (stopped, stop) = io::pipe()?;
         let file = folder.join(record::METRICS);
-        let serve = move || serve(&listener, &stopped, &file, &metrics);
+        let sandbox = sandbox.clone();
+        let (tell, told) = mpsc::channel();
+        let serve = move || {
+            let confined = sandbox.enter(Role::Counters);
+            let is_confined = confined.is_ok();
+            if tell.send(confined).is_ok() && is_confined {
+                serve(&listener, &stopped, &file, &metrics);
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("metrics".to_owned())
+            .spawn(serve)?;
+        told.recv()
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)?;
         Ok(Self {
             stop: Some(stop),
-            thread: Some(
-                thread::Builder::new()
-                    .name("metrics".to_owned())
-                    .spawn(serve)?,
-            ),
+            thread: Some(thread),
         })
     }
 }

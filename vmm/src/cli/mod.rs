@@ -1,13 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The command line: what can be asked, and the exit codes that answer.
 
 mod args;
 mod backing;
+mod cgroup;
 mod codes;
 mod console;
 mod cp;
 mod disk;
 mod exec;
 mod guest;
+mod janitor;
 mod manage;
 mod metrics;
 mod monitor_log;
@@ -70,6 +73,7 @@ fn run(command: Command) -> Result<u8> {
         Command::SimInit(args) => crate::sim::init::run(&args),
         Command::SimServe => crate::sim::init::serve(),
         Command::Relay { name } => reach::relay(&name),
+        Command::Janitor { name } => janitor::run(&name),
     }
 }
 

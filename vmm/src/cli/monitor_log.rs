@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What this process says: on standard error, and once it is a VM's monitor also in a file of
 //! the VM's folder, where it can be read after its end.
 
@@ -42,6 +43,15 @@ pub(super) fn say(bytes: &[u8]) {
         }
     }
     let _ = io::stderr().write_all(bytes);
+}
+
+/// Writes one thing, with its end of line, to the VM's log alone.
+pub(super) fn log(text: impl std::fmt::Display) {
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(kept) = kept.as_mut() {
+        // As in `say`.
+        let _ = kept.write(format!("{text}\n").as_bytes());
+    }
 }
 
 /// From here on, what is said is also written to `path`.

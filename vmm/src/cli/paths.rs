@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where things are: run-time folders, kernel, image.
 
 use std::env;
@@ -8,6 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Uid, geteuid};
 
+/// The emulator's program.
+const EMULATOR: &str = "qemu-system-x86_64";
+/// What brings it, for hints.
+pub(crate) const BRING_EMULATOR: &str =
+    "`make image`, or apt-get install qemu-system-x86, which is slower";
 /// What is run, for hints.
 const BUILD: &str = "build it with `make image`, or name another one";
 
@@ -73,6 +79,25 @@ pub(crate) fn built_last(name: &str) -> Option<PathBuf> {
 /// There is none.
 pub(crate) fn kernel(asked: Option<&Path>) -> Result<PathBuf> {
     pick("kernel", asked, "MVAS_KERNEL", "bzImage")
+}
+
+/// The emulator of simulated hosts, of which [`EMULATOR`] is the name: `$MVAS_QEMU`, what was
+/// built last, or what is in `PATH`.
+pub(crate) fn emulator() -> Option<PathBuf> {
+    let named = env::var_os("MVAS_QEMU").map(PathBuf::from);
+    let built = || built_last(EMULATOR).filter(|path| path.exists());
+    named.or_else(built).or_else(|| find_program(EMULATOR))
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|folder| folder.join(name))
+        .find(|path| is_executable(path))
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 /// The guest image: what was asked for, `$MVAS_IMAGE`, or what was built last. A word that is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The way to the agent of a VM: its vsock socket, or a relay in the simulated host that it
 //! runs in.
 

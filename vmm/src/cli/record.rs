@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What is kept of a VM in its folder: while it runs for other commands to find it, and after
 //! its end as a record.
 
@@ -8,6 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use mvasvm::devices::keep_newest;
 use serde::{Deserialize, Serialize};
+
+use super::codes::FAILED;
 
 const INFO: &str = "vm.json";
 /// The kernel's log.
@@ -20,6 +23,8 @@ pub(super) const METRICS: &str = "metrics.json";
 pub(super) const VSOCK: &str = "vsock.sock";
 /// Where a running VM tells its counters.
 pub(super) const STATS: &str = "stats.sock";
+/// What the sandbox refused a thread of the monitor, which ended it.
+const REFUSED: &str = "refused";
 /// Says that whoever kills the monitor is `mvasvm`, for the user.
 const KILLED: &str = "killed";
 
@@ -102,13 +107,28 @@ impl End {
 
     /// What is known of the end of a monitor that did not say.
     pub fn unsaid(folder: &Path) -> Self {
+        let refused = fs::read_to_string(folder.join(REFUSED)).unwrap_or_default();
         if folder.join(KILLED).exists() {
             Self::new(Cause::Killed, "killed by mvasvm", None)
+        } else if let Some((thread, call)) = refused.trim_end().rsplit_once(' ') {
+            let text = format!(
+                "internal error: the sandbox ended the monitor, for its thread {thread} made system \
+                 call {call}: a fault of mvasvm (--no-sandbox runs without), or a guest that breaks out"
+            );
+            Self::new(Cause::Failed, text, Some(FAILED))
         } else {
             let text = "the monitor was killed: SIGKILL, out of memory, or a crash";
             Self::new(Cause::MonitorKilled, text, None)
         }
     }
+}
+
+/// Makes the file for what the sandbox refuses.
+///
+/// # Errors
+/// The folder cannot be written to.
+pub(super) fn refusals(folder: &Path) -> io::Result<File> {
+    File::create(folder.join(REFUSED))
 }
 
 /// Seconds since 1970.
@@ -157,7 +177,7 @@ pub(super) fn close(folder: &Path, info: &VmInfo) -> io::Result<()> {
     for log in [CONSOLE_LOG, MONITOR_LOG] {
         absent_is_fine(keep_newest(&folder.join(log), LOG_KEPT))?;
     }
-    for gone in [VSOCK, STATS, KILLED] {
+    for gone in [VSOCK, STATS, KILLED, REFUSED] {
         absent_is_fine(fs::remove_file(folder.join(gone)))?;
     }
     // Last: who sees an end sees a whole record.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mvasvm run`: where a VM runs, and in whose name.
 
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result};
 use mvasvm::config::VmName;
 
 use super::args::{HwArg, RunArgs};
+use super::cgroup::Cgroup;
 use super::disk::DiskArg;
 use super::record::{Hw, VmInfo, seconds};
 use super::{codes, note, paths, run_kvm, run_sim};
@@ -28,6 +30,7 @@ pub(super) struct Wanted {
     pub image: Option<PathBuf>,
     pub initramfs: Option<PathBuf>,
     pub disks: Vec<DiskArg>,
+    pub cgroup: Option<Cgroup>,
 }
 
 pub(super) fn run(args: RunArgs) -> Result<u8> {
@@ -50,7 +53,7 @@ pub(super) fn run(args: RunArgs) -> Result<u8> {
     let wanted = Wanted::find(args)?;
     match hw {
         Hw::Kvm => run_kvm::run(wanted),
-        Hw::Sim => run_sim::run(&wanted),
+        Hw::Sim => run_sim::run(wanted),
     }
 }
 
@@ -83,6 +86,7 @@ impl Wanted {
                 .map(|path| file("initial RAM file system", path))
                 .transpose()?,
             disks: disks.collect::<Result<_>>()?,
+            cgroup: args.cgroup.as_deref().map(Cgroup::open).transpose()?,
             args,
         })
     }

@@ -1,7 +1,9 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A microVM on this machine's KVM, in this process.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -15,17 +17,20 @@ use mvasvm::config::{ConsoleConfig, DiskConfig, RamBacking, VmConfig, VsockConfi
 use mvasvm::devices::BoundedLog;
 use mvasvm::metrics::Metrics;
 use mvasvm::run::{ExitReason, RunError};
+use mvasvm::sandbox::{Role, Sandbox};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::backing::backing;
+use super::cgroup::Cgroup;
 use super::codes::Outcome;
 use super::console::{Console, Left};
 use super::exec::with_term;
 use super::guest::{is_interactive, run_in_guest, signals};
+use super::janitor::Janitor;
 use super::metrics::MetricsServer;
-use super::record::{CONSOLE_LOG, Cause, Hw, MONITOR_LOG, VSOCK};
+use super::record::{CONSOLE_LOG, Cause, Hw, MONITOR_LOG, VSOCK, refusals};
 use super::run::{READY, Wanted};
 use super::vmdir::{VmDir, Vms};
 use super::{monitor_log, note};
@@ -40,7 +45,7 @@ const LAST_WORDS: usize = 60;
 /// What a guest gets to power off after its command ended.
 const POWER_OFF: Duration = Duration::from_secs(60);
 
-pub(super) fn run(wanted: Wanted) -> Result<u8> {
+pub(super) fn run(mut wanted: Wanted) -> Result<u8> {
     // Before any thread is started: all of them inherit it.
     let signals = signals()?;
     let mut dir = Vms::open()?.claim(&wanted.name)?;
@@ -51,14 +56,32 @@ pub(super) fn run(wanted: Wanted) -> Result<u8> {
     }
     dir.clear()?;
     monitor_log::keep(dir.path().join(MONITOR_LOG)).context("cannot make the monitor's log")?;
+    let sandbox = sandbox(&wanted, dir.path(), info.store.as_deref())?;
     let metrics = Arc::<Metrics>::default();
-    let server = MetricsServer::start(dir.path(), metrics.clone())
+    let server = MetricsServer::start(dir.path(), metrics.clone(), &sandbox)
         .context("cannot serve the VM's counters")?;
+    let in_store = info.store.is_some();
     dir.describe(info)?;
-    let outcome = run_to_end(wanted, &dir, ram, metrics, &signals);
+    let janitor = in_store.then(|| Janitor::start(&wanted.name)).transpose()?;
+    // The janitor is not in it: it may have to outlive all of it.
+    wanted.cgroup.take().map_or(Ok(()), Cgroup::join)?;
+    let outcome = run_to_end(wanted, &dir, ram, metrics, sandbox, &signals);
     drop(server);
     dir.end(Outcome::end_of(&outcome));
+    drop(janitor);
     outcome.map(|outcome| outcome.code)
+}
+
+/// The sandbox that was asked for; what it lacks is said in the VM's log.
+fn sandbox(wanted: &Wanted, folder: &Path, store: Option<&Path>) -> Result<Sandbox> {
+    let sandbox = match wanted.args.no_sandbox {
+        true => Sandbox::default(),
+        false => Sandbox::new(folder, store, refusals(folder)?)?,
+    };
+    for lack in sandbox.lacks() {
+        monitor_log::log(format!("sandbox: {lack}"));
+    }
+    Ok(sandbox)
 }
 
 fn run_to_end(
@@ -66,11 +89,12 @@ fn run_to_end(
     dir: &VmDir,
     ram: RamBacking,
     metrics: Arc<Metrics>,
+    sandbox: Sandbox,
     signals: &SignalFd,
 ) -> Result<Outcome> {
     let login = wanted.args.command.is_empty() && !wanted.args.detached_child;
     let (console, ends) = login.then(Console::new).transpose()?.unzip();
-    let vm = Vm::start(&wanted, dir, ram, ends, metrics)?;
+    let vm = Vm::start(&wanted, dir, ram, ends, metrics, sandbox)?;
     if let Some(console) = console {
         return match console.run(&vm.ended, signals) {
             Ok(left) => vm.leave(left),
@@ -124,12 +148,14 @@ enum Connected {
 }
 
 impl Vm {
+    /// Starts the VM's thread, and confines this one before it goes on.
     fn start(
         wanted: &Wanted,
         dir: &VmDir,
         ram: RamBacking,
         ends: Option<ConsoleConfig>,
         metrics: Arc<Metrics>,
+        sandbox: Sandbox,
     ) -> Result<Self> {
         let log_path = dir.path().join(CONSOLE_LOG);
         let log = BoundedLog::create(&log_path, LOG_LIMIT)
@@ -159,16 +185,26 @@ impl Vm {
             serial_output: Box::new(PanicWatch::new(log, panicked.clone())),
             serial_input: None,
             metrics,
+            sandbox: sandbox.clone(),
         };
         let stop = EventFd::new(EFD_NONBLOCK).context("cannot make an event")?;
         let stop_in_vm = stop.try_clone().context("cannot make an event")?;
         let (ended, ended_in_vm) = io::pipe().context("cannot make a pipe")?;
+        let (gate, wait) = mpsc::channel();
         let run = move || {
             let _ended = ended_in_vm;
-            mvasvm::run::run(config, stop_in_vm)
+            // An error means that nobody is there any more.
+            wait.recv().map_or(Ok(ExitReason::Stopped), |()| {
+                mvasvm::run::run(config, stop_in_vm)
+            })
         };
+        let thread = thread::Builder::new().name("vm".to_owned()).spawn(run)?;
+        // Not before: threads inherit it.
+        sandbox.enter(Role::Command)?;
+        // Fails only if the thread has panicked, which `join` tells.
+        let _ = gate.send(());
         Ok(Self {
-            thread: thread::Builder::new().name("vm".to_owned()).spawn(run)?,
+            thread,
             stop,
             ended: ended.into(),
             panicked,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A microVM on a simulated host: the same command, run there.
 
 use std::ffi::OsString;
@@ -13,6 +14,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::unistd::Uid;
 
 use super::args::{DEFAULT_SIM_CPUS, GrantArg};
+use super::cgroup::Cgroup;
 use super::codes::{self, Outcome};
 use super::guest::{is_interactive, run_in_guest, signals};
 use super::record::{self, CONSOLE_LOG, Cause, End, Hw, METRICS, MONITOR_LOG};
@@ -26,7 +28,7 @@ use crate::sim::{Ended, Share, SimConfig, SimHost, is_hidden};
 /// What the simulated host itself gets to boot.
 const BOOT: Duration = Duration::from_secs(300);
 
-pub(super) fn run(wanted: &Wanted) -> Result<u8> {
+pub(super) fn run(mut wanted: Wanted) -> Result<u8> {
     let signals = signals()?;
     let mut dir = Vms::open()?.claim(&wanted.name)?;
     // Locks do not reach from there to here: taken for as long as the VM may use the disks.
@@ -36,17 +38,18 @@ pub(super) fn run(wanted: &Wanted) -> Result<u8> {
         .map(|disk| Disk::open(&disk.path, disk.read_only))
         .collect::<Result<Vec<_>, _>>()?;
     let config = SimConfig {
-        kernel: sim_kernel(wanted),
+        kernel: sim_kernel(&wanted),
         mem: default_mem()?,
         cpus: DEFAULT_SIM_CPUS.parse()?,
-        shares: shares(wanted),
+        shares: shares(&wanted),
         boot_timeout: BOOT,
         console: None,
     };
+    wanted.cgroup.take().map_or(Ok(()), Cgroup::join)?;
     let host = SimHost::start(&config)?;
     dir.clear()?;
     dir.describe(wanted.info(Hw::Sim, Some(host.dir().to_owned())))?;
-    let outcome = run_on(host, wanted, dir.path(), &signals);
+    let outcome = run_on(host, &wanted, dir.path(), &signals);
     dir.end(Outcome::end_of(&outcome));
     outcome.map(|outcome| outcome.code)
 }
@@ -173,6 +176,9 @@ fn command(wanted: &Wanted) -> Vec<OsString> {
     }
     if args.grant == GrantArg::All {
         add("--grant", "all".into());
+    }
+    if args.no_sandbox {
+        words.push("--no-sandbox".into());
     }
     if args.store_force {
         words.push("--store-force".into());

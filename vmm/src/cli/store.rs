@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mvasvm store`: the directory that snapshots live in.
 
 use std::env;
@@ -48,8 +49,8 @@ impl StoreDir {
             _ => {}
         }
         let options = StoreOptions {
-            limit: None,
             force: self.store_force,
+            ..StoreOptions::default()
         };
         Ok(Some(Store::open(&path, options)?))
     }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The folders of VMs. A folder's lock is held by its VM's monitor as long as that lives. After
 //! that the folder is the VM's record, until enough others ended later.
 //!
@@ -340,8 +341,8 @@ fn give_back(info: &VmInfo) -> Result<()> {
         return Ok(());
     };
     let options = StoreOptions {
-        limit: None,
         force: true, // its store, wherever it is
+        ..StoreOptions::default()
     };
     let deadline = Instant::now() + EXIT_PATIENCE;
     // Opening cleans up. Nobody else can have this name: it is not free before we are done.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Port and memory-mapped I/O of the guest.
 
 use std::sync::Arc;

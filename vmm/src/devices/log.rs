@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A log file that does not grow for ever.
 
 use std::fs::{File, OpenOptions};

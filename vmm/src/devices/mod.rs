@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Device bus and the legacy devices: serial port, reset and power-off registers.
 
 mod bus;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Power-off and reset: ACPI's sleep and reset registers, and the keyboard controller's
 //! reset line, which Linux tries where there is no ACPI.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The serial port `ttyS0`: a 16550 whose output is gathered into lines.
 
 use std::fs::File;

@@ -1,7 +1,10 @@
-//! Memory and huge pages.
+// SPDX-License-Identifier: GPL-2.0-only
+//! Memory, huge pages, and what confines monitors.
 
+use std::fmt;
 use std::fs;
 
+use mvasvm::sandbox;
 use serde::Serialize;
 
 /// Bytes of memory that new programs can have without swapping.
@@ -63,6 +66,38 @@ impl Memory {
             thp: thp("enabled"),
             thp_shmem: thp("shmem_enabled"),
             hugetlb_pages: number("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"),
+        }
+    }
+}
+
+/// What the kernel offers to confine monitors.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Confinement {
+    /// Filters of system calls.
+    pub seccomp: bool,
+    /// Version of Landlock; 0: none.
+    pub landlock: u32,
+}
+
+impl Confinement {
+    pub fn look() -> Self {
+        Self {
+            seccomp: sandbox::has_seccomp(),
+            landlock: sandbox::landlock_version(),
+        }
+    }
+}
+
+impl fmt::Display for Confinement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.seccomp {
+            "seccomp, "
+        } else {
+            "no seccomp, "
+        })?;
+        match self.landlock {
+            0 => f.write_str("no Landlock"),
+            version => write!(f, "Landlock {version}"),
         }
     }
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Which KVM this host has, if any.
 
 use std::fmt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Whether the store is deleted when its user logs out.
 //!
 //! systemd-logind removes what a user has in `/dev/shm` with the last session (`RemoveIPC=`,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What this host offers, and what to do about what is missing.
 
 mod facts;

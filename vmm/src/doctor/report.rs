@@ -1,16 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The report: facts, and what to do.
 
-use std::env;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::facts::Memory;
+use super::facts::{Confinement, Memory};
 use super::kvm::{KvmHost, KvmKind};
 use super::store::StorePlace;
 use crate::cli::paths;
-use crate::sim::{EMULATOR, EMULATOR_PACKAGE};
 
 /// A remapped guest has up to one mapping for each 2 MiB of its memory.
 const MAPS_WANTED: u64 = 1 << 20;
@@ -24,6 +23,7 @@ pub(super) struct Report {
     runs_on: &'static str,
     kvm: KvmHost,
     memory: Memory,
+    sandbox: Confinement,
     store: StorePlace,
     simulation: Simulation,
     kernel: Built,
@@ -59,7 +59,7 @@ impl Report {
         let memory = Memory::look();
         let kernel = Built::of(paths::kernel(None));
         let image = Built::of(paths::image(None));
-        let qemu = find_program(EMULATOR);
+        let qemu = paths::emulator();
         let simulation = Simulation {
             usable: qemu.is_some() && kernel.path.is_some(),
             qemu,
@@ -74,6 +74,7 @@ impl Report {
             runs_on,
             kvm,
             memory,
+            sandbox: Confinement::look(),
             store: StorePlace::look(),
             simulation,
             kernel,
@@ -107,7 +108,7 @@ impl Report {
         if self.kvm.why_unusable().is_some() && self.simulation.qemu.is_none() {
             add(
                 "there is no emulator for a simulated host",
-                format!("apt-get install {EMULATOR_PACKAGE}"),
+                paths::BRING_EMULATOR.into(),
             );
         }
         for (built, what) in [(&self.kernel, "guest kernel"), (&self.image, "guest image")] {
@@ -147,6 +148,19 @@ impl Report {
                 format!("sysctl vm.max_map_count={MAPS_WANTED}"),
             );
         }
+        if !self.sandbox.seccomp {
+            add(
+                "no seccomp filters: the monitor's system calls are not confined",
+                "use a kernel with CONFIG_SECCOMP_FILTER".into(),
+            );
+        }
+        if self.sandbox.landlock == 0 {
+            add(
+                "no Landlock: which files the monitor's threads open is not confined",
+                "use Linux 5.13 or later with CONFIG_SECURITY_LANDLOCK, and landlock in lsm="
+                    .into(),
+            );
+        }
         self.advice = advice;
     }
 }
@@ -164,18 +178,6 @@ impl Built {
             },
         }
     }
-}
-
-fn find_program(name: &str) -> Option<PathBuf> {
-    env::split_paths(&env::var_os("PATH")?)
-        .map(|folder| folder.join(name))
-        .find(|path| is_executable(path))
-}
-
-fn is_executable(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    path.metadata()
-        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 impl fmt::Display for Report {
@@ -237,6 +239,7 @@ impl fmt::Display for Report {
                     text(&self.store.huge)
                 ),
             ),
+            ("sandbox", self.sandbox.to_string()),
             ("QEMU", path(&self.simulation.qemu)),
             ("kernel", path(&self.kernel.path)),
             ("image", path(&self.image.path)),

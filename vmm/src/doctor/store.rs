@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where snapshots go by default, and whether that has huge pages.
 
 use std::fs;

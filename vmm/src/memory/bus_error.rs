@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! SIGBUS: guest memory that the host cannot provide.
 //!
 //! A page of the RAM file that does not exist yet is made by whoever touches it first. Where its

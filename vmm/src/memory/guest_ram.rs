@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Guest RAM: the file, mapped, in slots, and remapped under running vCPUs.
 
 use std::fs::File;
@@ -14,6 +15,7 @@ use vm_memory::{
 use vmm_sys_util::eventfd::EventFd;
 
 use mvas_host::server::{BLOCK, GuestBlock, GuestMapping, GuestPage, PAGE, RamRange, Sharing};
+use mvas_host::store::StoreRun;
 use mvas_host::{FileOffset, FileRange, RamFile};
 
 use super::bus_error::Watch;
@@ -38,6 +40,8 @@ pub struct GuestRam {
     memory: Option<GuestMemory>,
     /// What this process's pages are.
     pagemap: File,
+    /// Ends when nothing of the memory is mapped any more.
+    run: Option<StoreRun>,
 }
 
 #[derive(Debug)]
@@ -64,6 +68,7 @@ impl GuestRam {
             ranges: Vec::new(),
             memory: None,
             pagemap,
+            run: None,
         };
         for placement in layout::place(mem, phys_bits)? {
             let mapping = Arc::new(map_range(file.file(), placement.file)?);
@@ -82,6 +87,21 @@ impl GuestRam {
         ram.memory =
             Some(GuestMemory::from_regions(regions).map_err(|e| MemoryError::Layout(Box::new(e)))?);
         Ok(ram)
+    }
+
+    /// The same for a run in the snapshot store, which does not end before the memory is unmapped.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_run(run: StoreRun, mem: MemSize, phys_bits: PhysBits) -> Result<Self, MemoryError> {
+        let mut ram = Self::new(run.ram(), mem, phys_bits)?;
+        ram.run = Some(run);
+        Ok(ram)
+    }
+
+    /// The run in the store whose memory this is.
+    pub fn run(&self) -> Option<&StoreRun> {
+        self.run.as_ref()
     }
 
     /// The memory as devices see it; cheap to clone, valid even after `self` is gone.
@@ -256,10 +276,11 @@ impl Drop for GuestRam {
                     // SAFETY: this was the last reference, so nobody can reach it.
                     unsafe { libc::munmap(mapping.as_ptr().cast(), mapping.size()) };
                 }
-                // A device or the VM still holds it: keep the mapping, it is only address
-                // space once the file is gone.
+                // A device still holds it, one that hangs for example: keep the mapping, and the
+                // run, so that nobody frees what it shows. They go with the process.
                 Err(_) => {
                     std::mem::forget(range.watch);
+                    std::mem::forget(self.run.take());
                     tracing::warn!("guest memory is still in use at the end of its VM");
                 }
             }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The guest-physical memory map, as plain arithmetic.
 //!
 //! RAM lies from 0 to 3 GiB and from 4 GiB on; the gap holds virtio-mmio windows, the

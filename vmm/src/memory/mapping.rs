@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Parts of files in this process's address space.
 
 use std::fs::File;

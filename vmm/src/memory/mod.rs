@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Guest memory: the RAM file, its place in guest-physical address space, KVM's memory
 //! slots, and remapping. One module owns all four, because the host store remaps 2 MiB
 //! blocks under running vCPUs.

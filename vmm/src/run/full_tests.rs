@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Guests whose memory the host cannot provide.
 
 use mvas_host::server::BLOCK;
@@ -54,13 +55,7 @@ fn a_vcpu_that_finds_no_memory_is_told_what_is_full() {
 fn a_device_that_finds_no_memory_for_its_guest_ends_that_guest_alone() {
     in_tmpfs("size=80m", |dir| {
         let machine = guest(dir, sleep()).machine().0.unwrap();
-        let place = machine
-            .store_run
-            .as_ref()
-            .unwrap()
-            .store()
-            .path()
-            .to_owned();
+        let place = machine.ram.run().unwrap().store().path().to_owned();
         let full = Ballast::fill(dir);
         // As a device would, in the event loop's thread or in one of its own.
         let memory = machine.ram.memory().clone();

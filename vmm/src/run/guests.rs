@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Guests of a few instructions, for tests.
 
 /// Defines a function that returns guest code, assembled for 64-bit mode. It is entered
@@ -88,6 +89,22 @@ guest_code! { sleep:
     "out dx, al"
     "2: cli"
     "hlt"
+    "jmp 2b"
+}
+
+// Resets the first virtio device, and prints 'r' when that is done.
+guest_code! { reset_device:
+    "mov qword ptr [0xa018], 0xc003"
+    "mov eax, 0xd0000083"
+    "mov [0xc400], rax"
+    "mov ebx, 0xd0000000"
+    "mov dx, 0x3f8"
+    "mov al, 's'"
+    "out dx, al"
+    "mov dword ptr [rbx + 0x70], 0"
+    "mov al, 'r'"
+    "out dx, al"
+    "2: hlt"
     "jmp 2b"
 }
 

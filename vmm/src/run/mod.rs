@@ -1,5 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Runs a microVM from its configuration to its end.
 
+#[cfg(test)]
+mod disk_tests;
 #[cfg(test)]
 mod full_tests;
 #[cfg(test)]
@@ -31,6 +34,7 @@ use crate::devices::{Bus, BusError};
 use crate::end::EndSignal;
 use crate::memory::{GuestRam, MemoryError, layout};
 use crate::metrics::VcpuMetrics;
+use crate::sandbox::{Role, Sandbox, SandboxError};
 use crate::vcpu::{Vcpu, VcpuError, VcpuThreads};
 use crate::virtio::build::{self as virtio, DeviceConfig};
 use crate::vm::{Host, Vm, VmError};
@@ -79,6 +83,9 @@ pub enum RunError {
     /// A device does not fit on the bus.
     #[error("internal error in the device map")]
     Bus(#[from] BusError),
+    /// A thread cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A host resource failed.
     #[error("cannot {what}")]
     Host {
@@ -145,17 +152,16 @@ struct Machine {
     events: EventManager<Subscriber>,
     bus: Bus,
     end: EndSignal,
+    sandbox: Sandbox,
+    /// And the run in the store, which ends when guest memory is not mapped any more.
     ram: Arc<GuestRam>,
-    /// Ends when guest memory is not mapped any more.
-    store_run: Option<StoreRun>,
 }
 
 impl Machine {
     fn new(kvm: &Path, config: VmConfig, stop: EventFd) -> Result<Self, RunError> {
         let host = Host::open(kvm)?;
         host.check_cpus(config.cpus)?;
-        let (store_run, ram) = make_ram(&config, &host)?;
-        let ram = Arc::new(ram);
+        let ram = Arc::new(make_ram(&config, &host)?);
         let vm = Arc::new(Vm::new(&host, &ram)?);
         let end = EndSignal::new().map_err(host_error("make an event"))?;
         let mut bus = Bus::new();
@@ -178,13 +184,15 @@ impl Machine {
                 disks: config.disks,
                 vsock: config.vsock,
                 console: config.console,
-                vas: match (&config.ram, &store_run) {
+                vas: match (&config.ram, ram.run()) {
                     (RamBacking::Store { grant, .. }, Some(run)) => Some(server(run, *grant, &ram)),
                     _ => None,
                 },
+                sandbox: config.sandbox.clone(),
             },
             &Arc::new(ram.memory().clone()),
             &config.metrics,
+            &end,
         )?;
         let virtio = attach_virtio(devices, &vm, &mut bus, &mut events)?;
         let entry = boot::load(
@@ -207,24 +215,29 @@ impl Machine {
             events,
             bus,
             end,
+            sandbox: config.sandbox,
             ram,
-            store_run,
         })
     }
 
-    /// Runs the vCPUs in threads of their own, the devices in this one.
+    /// Runs the vCPUs in threads of their own, the devices in this one. No vCPU begins before all
+    /// of these threads are confined.
     fn run(self) -> Result<ExitReason, RunError> {
-        // Dropped in reverse order: guest memory is unmapped, then its store run ends.
+        // Dropped in reverse order: guest memory is unmapped last.
         let Self {
-            store_run: _store_run,
             ram,
             end,
             bus,
             mut events,
             vcpus,
             vcpu_metrics,
+            sandbox,
         } = self;
-        let threads = VcpuThreads::start(vcpus, &Arc::new(bus), &end, &vcpu_metrics)?;
+        // Devices are dropped by this thread, which may do what that takes, and not by a vCPU's.
+        let bus = Arc::new(bus);
+        let mut threads = VcpuThreads::start(vcpus, &bus, &end, &vcpu_metrics, &sandbox)?;
+        sandbox.enter(Role::Devices)?;
+        threads.run();
         while !end.is_ended() {
             events.run().map_err(RunError::EventLoop)?;
         }
@@ -241,20 +254,18 @@ fn host_error(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
     move |source| RunError::Host { what, source }
 }
 
-fn make_ram(config: &VmConfig, host: &Host) -> Result<(Option<StoreRun>, GuestRam), RunError> {
+fn make_ram(config: &VmConfig, host: &Host) -> Result<GuestRam, RunError> {
     // Checked before there is a file: file systems have limits of their own.
     layout::place(config.mem, host.phys_bits())?;
     let (name, len) = (config.name.as_str(), config.mem.bytes());
-    let map = |file: &RamFile| GuestRam::new(file, config.mem, host.phys_bits());
     Ok(match &config.ram {
         RamBacking::Memfd => {
             let file = RamFile::memfd(name, len).map_err(MemoryError::from)?;
-            (None, map(&file)?)
+            GuestRam::new(&file, config.mem, host.phys_bits())?
         }
         RamBacking::Store { store, .. } => {
             let run = store.start_run(name, len)?;
-            let ram = map(run.ram())?;
-            (Some(run), ram)
+            GuestRam::of_run(run, config.mem, host.phys_bits())?
         }
     })
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Blocks published, mapped and released under running vCPUs.
 
 use std::sync::atomic::AtomicBool;
@@ -45,7 +46,7 @@ fn rig(code: &[u8]) -> Rig {
     let stop = Stop(guest.stop.try_clone().unwrap());
     let (machine, printed) = guest.machine();
     let machine = machine.unwrap();
-    let run = machine.store_run.as_ref().unwrap();
+    let run = machine.ram.run().unwrap();
     let requests = Requests {
         server: server(run, Grant::Own, &machine.ram),
         ram: Arc::clone(&machine.ram),

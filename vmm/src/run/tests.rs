@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Whole microVMs with guests of a few instructions, on this machine's own KVM.
 
 use std::collections::BTreeSet;
@@ -42,7 +43,7 @@ pub(super) struct Guest {
     pub config: VmConfig,
     printed: Receiver<u8>,
     pub stop: EventFd,
-    dir: TempDir,
+    pub dir: TempDir,
 }
 
 impl Guest {
@@ -65,6 +66,7 @@ impl Guest {
             serial_output: Box::new(Output(output)),
             serial_input: None,
             metrics: Arc::default(),
+            sandbox: Sandbox::default(),
         };
         Self {
             config,

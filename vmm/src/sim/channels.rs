@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The channels into a simulated host: Unix sockets of QEMU, each a virtio-serial port there.
 //!
 //! A channel carries one session at a time; whoever uses it holds its lock. So any process

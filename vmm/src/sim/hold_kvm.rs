@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Keeps the simulated host's kernel from patching its own code while guests run.
 
 use anyhow::Result;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The simulated host: QEMU emulates an AMD machine with SVM and nested paging, which boots
 //! our kernel on this host's files.
 //!
@@ -9,8 +10,6 @@ mod hold_kvm;
 pub(crate) mod init;
 mod pulse;
 mod qemu;
-
-pub(crate) use qemu::{PACKAGE as EMULATOR_PACKAGE, PROGRAM as EMULATOR};
 
 use std::fs;
 use std::io;

@@ -1,6 +1,7 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A beat from outside, which a lost interrupt cannot stop.
 //!
-//! QEMU's emulator (7.2) sets `interrupt_request` of a CPU from its main loop under a lock,
+//! QEMU's emulator (seen with 7.2) sets `interrupt_request` of a CPU from its main loop under a lock,
 //! and SVM's `VMRUN` and `#VMEXIT` change the same word from the CPU's thread without it, so
 //! at times the APIC timer's interrupt is forgotten. It stays pending in the APIC, and the
 //! next interrupt from anywhere brings it back; but a machine that sleeps until then waits

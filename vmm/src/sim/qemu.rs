@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! QEMU's command line.
 
 use std::ffi::{OsStr, OsString};
@@ -14,10 +15,7 @@ use super::SimConfig;
 use super::channels::{COUNT, Channels, PORT_PREFIX};
 use super::init::{share_argument, share_tag};
 use super::pulse::{self, Pulse};
-
-/// The emulator, and the package that brings it.
-pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
-pub(crate) const PACKAGE: &str = "qemu-system-x86";
+use crate::cli::paths;
 
 /// QEMU's own messages, in the simulated host's folder.
 pub(super) const LOG: &str = "qemu.log";
@@ -28,7 +26,13 @@ const ROOT_TAG: &str = "hostroot";
 pub(super) fn spawn(config: &SimConfig, dir: &Path, console: &Path) -> Result<Child> {
     let exe = std::env::current_exe().context("cannot tell the path of mvasvm itself")?;
     let log = File::create(dir.join(LOG))?;
-    let mut command = Command::new(PROGRAM);
+    let Some(program) = paths::emulator() else {
+        bail!(
+            "there is no emulator for a simulated host: {}",
+            paths::BRING_EMULATOR
+        );
+    };
+    let mut command = Command::new(&program);
     command
         .args(arguments(config, dir, console, &exe)?)
         .stdin(Stdio::null())
@@ -48,13 +52,9 @@ pub(super) fn spawn(config: &SimConfig, dir: &Path, console: &Path) -> Result<Ch
             }
         });
     }
-    match command.spawn() {
-        Ok(child) => Ok(child),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            bail!("{PROGRAM} is not installed: apt-get install {PACKAGE}")
-        }
-        Err(e) => Err(e).with_context(|| format!("cannot start {PROGRAM}")),
-    }
+    command
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))
 }
 
 fn arguments(config: &SimConfig, dir: &Path, console: &Path, exe: &Path) -> Result<Vec<OsString>> {

@@ -1,5 +1,6 @@
-//! What the guest sees of the CPU: all that KVM supports, with this VM's own topology and
-//! without nested virtualization.
+// SPDX-License-Identifier: GPL-2.0-only
+//! What the guest sees of the CPU: all that KVM supports, with this VM's own topology, without
+//! nested virtualization and performance counters.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
@@ -8,16 +9,27 @@ use crate::config::CpuCount;
 use crate::memory::PhysBits;
 
 /// Leaves that we make ourselves, or that tell of what a guest does not get: the newer
-/// topology leaves 0x1f and 0x8000_0026 (Linux then reads 0xb), SVM (0x8000_000a) and SEV
-/// (0x8000_001f).
-const DROPPED: [u32; 5] = [0xb, 0x1f, 0x8000_000a, 0x8000_001f, 0x8000_0026];
+/// topology leaves 0x1f and 0x8000_0026 (Linux then reads 0xb), SVM (0x8000_000a), SEV
+/// (0x8000_001f) and performance counters (0xa, 0x8000_0022).
+const DROPPED: [u32; 7] = [
+    0xa,
+    0xb,
+    0x1f,
+    0x8000_000a,
+    0x8000_001f,
+    0x8000_0022,
+    0x8000_0026,
+];
 
 const LEAF1_ECX_VMX: u32 = 1 << 5;
+const LEAF1_ECX_PDCM: u32 = 1 << 15;
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 const EXT1_ECX_CMP_LEGACY: u32 = 1 << 1;
 const EXT1_ECX_SVM: u32 = 1 << 2;
+/// Performance counters of AMD's: more of a core's, those of a northbridge and of the last cache.
+const EXT1_ECX_PERFCTR: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 
 /// Width of guest-physical addresses (leaf 0x8000_0008).
 pub fn phys_bits(supported: &CpuId) -> PhysBits {
@@ -61,14 +73,14 @@ pub fn for_vcpu(
         topology.apply(entry);
         match entry.function {
             1 => {
-                entry.ecx &= !(LEAF1_ECX_VMX | LEAF1_ECX_TSC_DEADLINE);
+                entry.ecx &= !(LEAF1_ECX_VMX | LEAF1_ECX_PDCM | LEAF1_ECX_TSC_DEADLINE);
                 entry.ecx |= LEAF1_ECX_HYPERVISOR;
                 if tsc_deadline {
                     entry.ecx |= LEAF1_ECX_TSC_DEADLINE;
                 }
             }
             0x8000_0001 => {
-                entry.ecx &= !(EXT1_ECX_SVM | EXT1_ECX_CMP_LEGACY);
+                entry.ecx &= !(EXT1_ECX_SVM | EXT1_ECX_CMP_LEGACY | EXT1_ECX_PERFCTR);
                 if is_amd && count.get() > 1 {
                     entry.ecx |= EXT1_ECX_CMP_LEGACY;
                 }
@@ -205,6 +217,7 @@ mod tests {
             entry(4, 0, [0xfc00_4121, 0, 0, 0]),
             entry(4, 3, [0xfc03_c163, 0, 0, 0]),
             entry(4, 4, [0, 0, 0, 0]),
+            entry(0xa, 0, [0x0730_0805, 0, 0, 0x8603]),
             entry(0xb, 0, [1, 2, 0x100, 7]),
             entry(0x1f, 0, [1, 2, 0x100, 7]),
             entry(0x4000_0001, 0, [0x0100_7efb, 0, 0, 0]),
@@ -213,6 +226,7 @@ mod tests {
             entry(0x8000_000a, 0, [1, 8, 0, all]),
             entry(0x8000_001d, 3, [0x0003_c163, 0, 0, 0]),
             entry(0x8000_001e, 0, [9, 0x0104, 0x0100, 0]),
+            entry(0x8000_0022, 0, [1, 6, 0, 0]),
         ])
         .unwrap()
     }
@@ -262,6 +276,17 @@ mod tests {
     }
 
     #[test]
+    fn performance_counters_do_not_show_what_others_do() {
+        let cpuid = for_vcpu(&amd_host(), 0, count(1), true).unwrap();
+        let (one, extended) = (leaf(&cpuid, 1, 0), leaf(&cpuid, 0x8000_0001, 0));
+        assert_eq!(one.unwrap().ecx & LEAF1_ECX_PDCM, 0);
+        assert_eq!(extended.unwrap().ecx & EXT1_ECX_PERFCTR, 0);
+        for gone in [0xa, 0x8000_0022] {
+            assert!(leaf(&cpuid, gone, 0).is_none(), "{gone:#x}");
+        }
+    }
+
+    #[test]
     fn only_the_last_level_cache_is_shared() {
         let cpuid = for_vcpu(&amd_host(), 0, count(4), true).unwrap();
         let sharing = |function, index| leaf(&cpuid, function, index).unwrap().eax >> 14 & 0xfff;
@@ -292,10 +317,12 @@ mod tests {
         let more = (0x4000_1000..).map(|function| entry(function, 0, [0; 4]));
         entries.extend(more.take(KVM_MAX_CPUID_ENTRIES - entries.len()));
         let host = CpuId::from_entries(&entries).unwrap();
-        // One is dropped for each of 0xb, 0x1f and 0x8000_000a, and three are added.
+        // Five are dropped, and three are added.
         assert!(for_vcpu(&host, 0, count(1), true).is_ok());
         entries.retain(|entry| !DROPPED.contains(&entry.function));
-        entries.push(entry(0x4000_2000, 0, [0; 4]));
+        for function in 0x4000_2000..0x4000_2003 {
+            entries.push(entry(function, 0, [0; 4]));
+        }
         let host = CpuId::from_entries(&entries).unwrap();
         let error = for_vcpu(&host, 0, count(1), true).unwrap_err();
         assert!(error.to_string().contains("257 CPUID entries"), "{error}");

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! One run of a vCPU until KVM hands it back, and what to do about it.
 
 use kvm_bindings::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! vCPUs: registers, CPUID, MSRs, and the threads that run them.
 
 pub(crate) mod cpuid;
@@ -15,6 +16,7 @@ use thiserror::Error;
 use crate::boot::Entry;
 use crate::config::CpuCount;
 use crate::memory::GuestMemory;
+use crate::sandbox::SandboxError;
 use crate::vm::{Host, Vm};
 
 pub use threads::VcpuThreads;
@@ -99,6 +101,14 @@ pub enum VcpuError {
         /// Why.
         source: io::Error,
     },
+    /// A thread cannot be confined.
+    #[error("vCPU {cpu} cannot start")]
+    Sandbox {
+        /// Which vCPU.
+        cpu: u32,
+        /// Why.
+        source: SandboxError,
+    },
     /// A thread panicked.
     #[error("internal error: vCPU {cpu} panicked; this is a bug in mvasvm, its message is above")]
     Panic {
@@ -149,10 +159,7 @@ impl Vcpu {
                 source,
             }
         };
-        let fd = vm
-            .fd()
-            .create_vcpu(index.into())
-            .map_err(cannot("create the vCPU"))?;
+        let fd = vm.create_vcpu(index).map_err(cannot("create the vCPU"))?;
         let cpuid = cpuid::for_vcpu(host.cpuid(), index, count, host.has_tsc_deadline_timer())?;
         fd.set_cpuid2(&cpuid).map_err(cannot("set its CPUID"))?;
         regs::set_msrs(&fd, index)?;

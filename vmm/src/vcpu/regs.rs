@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A vCPU's first registers: 64-bit mode as Linux's boot protocol wants it
 //! (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The threads that run vCPUs, and how they are made to leave the guest.
 //!
 //! A vCPU leaves KVM_RUN for a signal. The signal may arrive just before KVM_RUN, so its
@@ -8,6 +9,7 @@
 use std::cell::Cell;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use libc::{c_int, c_void, siginfo_t};
@@ -17,6 +19,7 @@ use super::{Vcpu, VcpuError};
 use crate::devices::Bus;
 use crate::end::{EndSignal, ExitReason};
 use crate::metrics::VcpuMetrics;
+use crate::sandbox::{Role, Sandbox, SandboxError};
 
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs.
@@ -36,34 +39,46 @@ extern "C" fn on_kick(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
 #[derive(Debug)]
 pub struct VcpuThreads {
     threads: Vec<JoinHandle<()>>,
+    /// Each thread waits at its own: a word lets it run, and the end of the channel ends it.
+    gates: Vec<Sender<()>>,
     end: EndSignal,
 }
 
 impl VcpuThreads {
-    /// Starts a thread for each vCPU.
+    /// Starts a thread for each vCPU, which enters its sandbox and waits for [`Self::run`].
     ///
     /// # Errors
-    /// The host refuses a thread or the signal handler; those started are stopped again.
+    /// The host refuses a thread, its sandbox, or the signal handler; those started are stopped
+    /// again.
     pub fn start(
         vcpus: Vec<Vcpu>,
         bus: &Arc<Bus>,
         end: &EndSignal,
         metrics: &Arc<VcpuMetrics>,
+        sandbox: &Sandbox,
     ) -> Result<Self, VcpuError> {
         let refused = |cpu, source| VcpuError::Thread { cpu, source };
         register_signal_handler(SIGRTMIN(), on_kick).map_err(|e| refused(0, e.into()))?;
         let mut started = Self {
             threads: Vec::new(),
+            gates: Vec::new(),
             end: end.clone(),
         };
         for vcpu in vcpus {
             let cpu = vcpu.index;
             let (bus, end, metrics) = (Arc::clone(bus), end.clone(), Arc::clone(metrics));
+            let sandbox = sandbox.clone();
+            let (gate, wait) = channel();
+            let (tell, told) = channel();
             let thread = thread::Builder::new()
                 .name(format!("vcpu{cpu}"))
                 .spawn(move || {
                     let guard = EndOnPanic { cpu, end: &end };
-                    let cause = vcpu.run_until_end(&bus, &end, &metrics);
+                    let cause = if is_let_in(&sandbox, &tell, &wait) {
+                        vcpu.run_until_end(&bus, &end, &metrics)
+                    } else {
+                        Ok(None)
+                    };
                     std::mem::forget(guard);
                     if let Some(cause) = cause.transpose() {
                         end.end(cause);
@@ -71,14 +86,39 @@ impl VcpuThreads {
                 })
                 .map_err(|source| refused(cpu, source))?;
             started.threads.push(thread);
+            started.gates.push(gate);
+            match told.recv() {
+                Ok(Ok(())) => {}
+                Ok(Err(source)) => return Err(VcpuError::Sandbox { cpu, source }),
+                Err(_) => return Err(VcpuError::Panic { cpu }),
+            }
         }
         Ok(started)
     }
+
+    /// Lets the vCPUs run.
+    pub fn run(&mut self) {
+        for gate in self.gates.drain(..) {
+            // One that has panicked has said so.
+            let _ = gate.send(());
+        }
+    }
+}
+
+/// Confines a vCPU's thread, tells how that went, and waits; true: it may run.
+fn is_let_in(
+    sandbox: &Sandbox,
+    tell: &Sender<Result<(), SandboxError>>,
+    wait: &Receiver<()>,
+) -> bool {
+    // Whoever started it waits for the answer.
+    tell.send(sandbox.enter(Role::Vcpu)).is_ok() && wait.recv().is_ok()
 }
 
 impl Drop for VcpuThreads {
     fn drop(&mut self) {
         self.end.end(Ok(ExitReason::Stopped));
+        self.gates.clear();
         for thread in &self.threads {
             // A thread that has ended already cannot be signalled, nor need it be.
             let _ = thread.kill(SIGRTMIN());

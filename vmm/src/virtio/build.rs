@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! From configuration to devices that the core can put on its bus.
 
 use std::io;
@@ -16,8 +17,10 @@ use super::mmio::MmioTransport;
 use super::vas::Vas;
 use super::vsock::{ListenError, Vsock};
 use crate::config::{ConsoleConfig, DiskConfig, VsockConfig};
+use crate::end::EndSignal;
 use crate::memory::GuestMemory;
 use crate::metrics::{Counters, Metrics};
+use crate::sandbox::Sandbox;
 
 /// Why a device could not be made.
 #[derive(Debug, Error)]
@@ -50,6 +53,8 @@ pub struct DeviceConfig {
     pub console: Option<ConsoleConfig>,
     /// The way to the snapshot store.
     pub vas: Option<Arc<Server>>,
+    /// What threads of devices enter.
+    pub sandbox: Sandbox,
 }
 
 /// A device, ready for the bus, KVM and the event loop.
@@ -81,7 +86,7 @@ impl MmioDevice {
 }
 
 /// Makes all devices, in the order in which the guest should find them, and adds their counters
-/// to `metrics`. Images are open and locked when this returns.
+/// to `metrics`. Images are open and locked when this returns. `end` is the VM's.
 ///
 /// # Errors
 /// One of them cannot be made.
@@ -89,14 +94,19 @@ pub fn build(
     config: DeviceConfig,
     mem: &Arc<GuestMemory>,
     metrics: &Metrics,
+    end: &EndSignal,
 ) -> Result<Vec<MmioDevice>, BuildError> {
     let mut devices = Vec::new();
     for (index, disk) in config.disks.into_iter().enumerate() {
-        let block =
-            Block::new(Disk::open(&disk.path, disk.read_only)?).map_err(io_error("block"))?;
         let name = format!("disk {}", disk.path.display());
+        let disk = Disk::open(&disk.path, disk.read_only)?;
+        let mut block = Block::new(disk).map_err(io_error("block"))?;
+        block
+            .start_thread(index, end, &config.sandbox)
+            .map_err(io_error("block"))?;
         let counters = block.metrics();
-        let device = attach(name, block, mem).map_err(io_error("block"))?;
+        let block = Arc::new(Mutex::new(block));
+        let device = on_mmio(name, block, mem).map_err(io_error("block"))?;
         devices.push(device.counted_as(&format!("disk{index}"), counters, metrics));
     }
     let entropy = Entropy::new().map_err(io_error("entropy"))?;
@@ -117,7 +127,7 @@ pub fn build(
     }
     if let Some(server) = config.vas {
         metrics.add("snapshots", Arc::clone(server.metrics()) as _);
-        let vas = Vas::new(server).map_err(io_error("vas"))?;
+        let vas = Vas::new(server, &config.sandbox).map_err(io_error("vas"))?;
         let counters = vas.metrics();
         let vas = Arc::new(Mutex::new(vas));
         let device = on_mmio("vas".to_owned(), vas, mem).map_err(io_error("vas"))?;
@@ -186,19 +196,27 @@ mod tests {
                 output: tempfile::tempfile().unwrap().into(),
                 resized: None,
             }),
-            vas: None,
+            ..DeviceConfig::default()
         };
-        let devices = build(config, &memory(), &Metrics::default()).unwrap();
+        let end = EndSignal::new().unwrap();
+        let devices = build(config, &memory(), &Metrics::default(), &end).unwrap();
         let names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
         assert!(names[0].starts_with("disk ") && names[1].starts_with("disk "));
         assert_eq!(names[2..], ["entropy", "vsock", "console"]);
         let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber + Send>>>::new().unwrap();
         for device in devices {
             device.queue_events[0].write(1).unwrap();
-            events.add_subscriber(device.subscriber.expect("in the event loop"));
+            // Disks have threads of their own.
+            assert_eq!(
+                device.subscriber.is_none(),
+                device.name.starts_with("disk ")
+            );
+            if let Some(subscriber) = device.subscriber {
+                events.add_subscriber(subscriber);
+            }
         }
         // Kicks before the driver is ready are taken and do nothing.
-        assert_eq!(events.run_with_timeout(0).unwrap(), 5);
+        assert_eq!(events.run_with_timeout(0).unwrap(), 3);
         assert_eq!(events.run_with_timeout(0).unwrap(), 0);
     }
 
@@ -211,7 +229,9 @@ mod tests {
             }],
             ..DeviceConfig::default()
         };
-        let error = build(config, &memory(), &Metrics::default()).err().unwrap();
+        let end = EndSignal::new().unwrap();
+        let error = build(config, &memory(), &Metrics::default(), &end);
+        let error = error.err().unwrap();
         assert!(matches!(error, BuildError::Disk(DiskError::Missing(_))));
     }
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Descriptor chains, checked: what a device works on instead of raw descriptors.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What every virtio device is to its transport and to the event loop.
 
 use std::sync::Arc;
@@ -71,8 +72,9 @@ impl DeviceState {
 
 /// A virtio device as its transport sees it.
 ///
-/// The transport calls it from vCPU threads, under the lock that the event loop also takes,
-/// so after `reset` returns the device does not touch guest memory any more.
+/// The transport calls it from vCPU threads, under the lock that the event loop also takes, or
+/// the device waits for its own threads. So after `reset` returns it does not touch guest memory
+/// any more, unless the VM has ended.
 pub trait VirtioDevice: Send {
     /// The device id of virtio 1.2, chapter 5.
     fn device_type(&self) -> u32;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A virtio-mmio device's interrupt: one line and the reasons why it was raised.
 
 use std::fmt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! virtio 1.2 devices over MMIO, on rust-vmm's `virtio-queue`.
 //!
 //! Three layers, each testable without the one above and all of them without KVM:
@@ -12,7 +13,7 @@
 //!
 //! None of them panics, hangs, or does more than [`queue::BUDGET`] chains of work before
 //! the event loop's other subscribers get their turn. [`vas`], whose requests may copy for
-//! long, has threads of its own instead.
+//! long, and [`block`], whose images may hang, have threads of their own instead.
 
 pub mod block;
 pub mod build;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Working through a queue in batches: bounded, with at most one interrupt for a batch.
 
 use thiserror::Error;

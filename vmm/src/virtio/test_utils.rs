@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A guest's driver, as far as tests need one: real guest memory, real rings, no KVM.
 
 use std::sync::Arc;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The KVM virtual machine: what the host offers, in-kernel interrupt controllers, memory.
 
 mod tsc;
@@ -6,9 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    CpuId, KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
+    KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_pit_config,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -172,6 +174,22 @@ impl Host {
     }
 }
 
+/// Has KVM refuse the registers of performance counters, which tell what else the host's CPU
+/// does. Before Linux 5.18 it cannot: then only CPUID says that there are none.
+fn without_counters(fd: &VmFd) -> Result<(), VmError> {
+    let can = fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if can.cast_unsigned() & KVM_PMU_CAP_DISABLE == 0 {
+        return Ok(());
+    }
+    let mut cap = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        ..Default::default()
+    };
+    cap.args[0] = KVM_PMU_CAP_DISABLE.into();
+    fd.enable_cap(&cap)
+        .map_err(cannot("take performance counters from the guest"))
+}
+
 /// A virtual machine with its memory and interrupt controllers, still without vCPUs.
 #[derive(Debug)]
 pub struct Vm {
@@ -187,7 +205,7 @@ impl Vm {
     /// KVM refuses a part.
     pub fn new(host: &Host, ram: &GuestRam) -> Result<Self, VmError> {
         let fd = host.kvm.create_vm().map_err(cannot("create a VM"))?;
-        tsc::run_at_host_rate(&fd);
+        without_counters(&fd)?;
         fd.set_identity_map_address(KVM_IDENTITY_MAP_BASE)
             .map_err(cannot("place its identity map"))?;
         fd.set_tss_address(KVM_TSS_BASE)
@@ -206,9 +224,10 @@ impl Vm {
         })
     }
 
-    /// KVM's file for this VM.
-    pub(crate) fn fd(&self) -> &VmFd {
-        &self.fd
+    /// Makes vCPU `index`. Its TSC runs at the host's rate.
+    pub(crate) fn create_vcpu(&self, index: u32) -> Result<VcpuFd, kvm_ioctls::Error> {
+        tsc::run_at_host_rate(&self.fd);
+        self.fd.create_vcpu(index.into())
     }
 
     /// Raises interrupt `gsi` whenever `event` is written.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Random operations on snapshots in one guest (`guest churn`): for minutes, and until its
 //! monitor is killed.
 
@@ -17,7 +18,7 @@ use crate::host::{PATIENCE, Vm, mvasvm, show, succeed, text, wait_for};
 use crate::store::{GUEST, Shelf};
 
 /// What these tests may be told by the environment.
-fn number(name: &str, default: u64) -> u64 {
+pub fn number(name: &str, default: u64) -> u64 {
     match env::var(name) {
         Ok(value) => value.parse().unwrap_or_else(|e| panic!("{name}: {e}")),
         Err(_) => default,
@@ -25,7 +26,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 /// `MVAS_SEED`, or a new one; it is printed.
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let seed = number("MVAS_SEED", now.expect("after 1970").as_secs());
     println!("MVAS_SEED={seed}");

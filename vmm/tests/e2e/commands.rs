@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Commands and files in a running VM.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Containers of Docker's that go from one microVM to another.
 
 use crate::host::{Vm, scratch, succeed};

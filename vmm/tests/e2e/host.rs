@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mvasvm` as a process, and one VM that many tests share.
 
 use std::io::Write;

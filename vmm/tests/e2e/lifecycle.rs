@@ -1,9 +1,11 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! How VMs start, share a host, and end.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
+use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -32,6 +34,30 @@ fn run_passes_input_outputs_and_exit_code() {
     assert_eq!(ran.status.code(), Some(5), "{}", show(&ran));
     assert_eq!(text(&ran.stdout), "hello\n");
     assert!(text(&ran.stderr).contains("oops\n"));
+}
+
+#[test]
+fn a_vm_and_its_memory_are_in_the_cgroup_that_it_joins() {
+    let root = scratch();
+    let none: Option<&str> = None;
+    let kind = Some("cgroup2");
+    mount(kind, root.path(), kind, MsFlags::empty(), none).expect("cgroup2");
+    let group = root.path().join("grouped");
+    fs::write(root.path().join("cgroup.subtree_control"), "+memory").expect("the controller");
+    fs::create_dir(&group).expect("a cgroup");
+    let read = |file: &str| fs::read_to_string(group.join(file)).expect("a file");
+    let vm = Vm::start("grouped", &["--cgroup", group.to_str().expect("UTF-8")]);
+    assert_eq!(read("cgroup.procs"), format!("{}\n", vm.pid()));
+    let bytes: u64 = read("memory.current").trim().parse().expect("a number");
+    assert!(bytes > 16 << 20, "{bytes}");
+    drop(vm);
+    wait_for("its end", || read("cgroup.procs").is_empty());
+    fs::remove_dir(&group).expect("nobody is left");
+    umount(root.path()).expect("unmount");
+
+    let refused = run(&["--cgroup", "/proc"], "true");
+    assert_eq!(refused.status.code(), Some(125), "{}", show(&refused));
+    assert!(text(&refused.stderr).contains("/proc is no cgroup"));
 }
 
 #[test]

@@ -1,12 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Snapshots that outlive their guests: full and broken stores, guests that die, and several
 //! VMs with one store.
 
-use std::fs;
+use std::fs::{self, File};
 use std::thread;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::host::{Vm, output, show, text, wait_for};
+use crate::host::{Vm, output, show, succeed, text, wait_for};
 use crate::store::{Job, Shelf};
 
 #[test]
@@ -56,6 +59,45 @@ fn a_full_store_leaves_the_snapshot_in_the_guest_until_there_is_room() {
     vm.good(&["vascriu", "rm", "b", "c"]);
     drop(vm);
     shelf.is_empty();
+}
+
+/// Whoever holds the store's lock may be stopped, and the guests go on.
+#[test]
+fn a_guest_frees_memory_while_its_store_does_not_answer() {
+    let drop_caches = "echo 2 >/proc/sys/vm/drop_caches";
+    let shelf = Shelf::new();
+    let vm = shelf.vm("slow", &[]);
+    let job = Job::start(&vm, 1, 24);
+    job.dumped(&vm, "a", &["--sync"]);
+    let lock = File::open(shelf.path().join("lock")).expect("the lock");
+    lock.lock().expect("locked");
+    let freed = format!("({drop_caches}; touch /tmp/freed) >/dev/null 2>&1 &");
+    vm.good(&["sh", "-c", &freed]);
+    wait_for("reclaim in the guest to end", || {
+        vm.exec(&["test", "-e", "/tmp/freed"]).status.success()
+    });
+    drop(lock);
+    assert_eq!(vm.kept("a"), "stored");
+    wait_for("the snapshot to turn cold", || {
+        vm.good(&["sh", "-c", drop_caches]);
+        vm.kept("a") == "cold"
+    });
+    job.comes_back(&vm, "a");
+}
+
+#[test]
+fn the_memory_of_a_killed_monitor_is_given_back_by_itself() {
+    let shelf = Shelf::new();
+    let vm = shelf.vm("killed", &[]);
+    let (pid, had) = (vm.pid(), shelf.ram_bytes());
+    assert!(had > 0);
+    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kill");
+    // No mvasvm is run meanwhile.
+    wait_for("its memory to be given back", || shelf.ram_bytes() == 0);
+    let all: Value = serde_json::from_str(&succeed(&["ls", "--all", "--json"])).expect("JSON");
+    let mut all = all.as_array().expect("a list").iter();
+    let record = all.find(|of| of["name"] == "killed").expect("its record");
+    assert_eq!(record["end"]["cause"], "monitor-killed");
 }
 
 #[test]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A snapshot store of a test's own, and VMs that use it.
 
 use std::fs;

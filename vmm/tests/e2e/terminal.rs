@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Terminals: `exec -t`, and the login.
 
 use std::fs::File;

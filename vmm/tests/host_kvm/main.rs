@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The command on this machine's own KVM, with guests of a few instructions.
 
 #![allow(clippy::unwrap_used)] // tests, and helpers of tests
@@ -11,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 mod records;
+mod sandbox;
 #[path = "../../src/boot/test_kernel.rs"]
 mod test_kernel;
 #[allow(dead_code)] // what other tests need

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What remains of a VM, however it ended.
 
 use std::fs;
@@ -14,7 +15,7 @@ use tempfile::TempDir;
 use super::{MVASVM, exit_code, test_kernel, wait_until};
 
 /// A user with a run-time folder and, for guests, a store.
-struct Home(TempDir);
+pub struct Home(TempDir);
 
 /// Powers off.
 const POWER_OFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe];
@@ -45,7 +46,7 @@ fn says(text: &str, end: &[u8]) -> Vec<u8> {
 }
 
 impl Home {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::tempdir_in("/dev/shm").unwrap())
     }
 
@@ -53,11 +54,15 @@ impl Home {
         self.0.path().join("store")
     }
 
-    fn folder(&self, name: &str) -> PathBuf {
+    pub fn folder(&self, name: &str) -> PathBuf {
         self.0.path().join("mvas").join(name)
     }
 
     fn start(&self, name: &str, kernel: &[u8]) -> Child {
+        self.start_with(name, kernel, &[])
+    }
+
+    fn start_with(&self, name: &str, kernel: &[u8], more: &[&str]) -> Child {
         let (file, initramfs) = (
             self.0.path().join("kernel"),
             self.0.path().join("initramfs"),
@@ -72,6 +77,7 @@ impl Home {
             .arg(file)
             .arg("--initramfs")
             .arg(initramfs)
+            .args(more)
             .args(["--", "true"])
             .env("XDG_RUNTIME_DIR", self.0.path())
             .stdin(Stdio::null())
@@ -87,7 +93,12 @@ impl Home {
 
     /// Starts a guest that says `s` and goes on, and waits until it has.
     fn spin(&self, name: &str) -> Child {
-        let mut child = self.start(name, &test_kernel::elf(&says("s", SPIN)));
+        self.spin_with(name, &[])
+    }
+
+    /// The same with more words.
+    pub fn spin_with(&self, name: &str, more: &[&str]) -> Child {
+        let mut child = self.start_with(name, &test_kernel::elf(&says("s", SPIN)), more);
         wait_until("the guest should speak", || {
             assert_eq!(child.try_wait().unwrap(), None, "the VM should run");
             let output = self.output(&["logs", name]);
@@ -106,7 +117,7 @@ impl Home {
     }
 
     /// Wants success; returns what it prints.
-    fn good(&self, words: &[&str]) -> String {
+    pub fn good(&self, words: &[&str]) -> String {
         let output = self.output(words);
         assert!(output.status.success(), "{words:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
@@ -124,7 +135,7 @@ impl Home {
     }
 
     /// The only VM that is listed, which should have ended.
-    fn end(&self) -> Value {
+    pub fn end(&self) -> Value {
         assert_eq!(self.good(&["ls", "--json"]), "[]\n");
         let list = self.json(&["ls", "--all", "--json"]);
         assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
@@ -132,12 +143,12 @@ impl Home {
     }
 
     /// How many RAM files the store has.
-    fn ram_files(&self) -> usize {
+    pub fn ram_files(&self) -> usize {
         fs::read_dir(self.store().join("ram")).unwrap().count()
     }
 }
 
-fn signal(child: &Child, signal: Signal) {
+pub fn signal(child: &Child, signal: Signal) {
     let pid = i32::try_from(child.id()).unwrap();
     kill(Pid::from_raw(pid), signal).unwrap();
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mvasvm snapshots` and `mvasvm store`, on stores that hold real snapshots.
 #![allow(clippy::unwrap_used)] // in helpers, too, a failure is the test's failure
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mvasvm store mount`.
 
 use std::path::Path;

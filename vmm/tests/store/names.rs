@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Snapshots by what their labels call them.
 
 use mvas_host::store::BLOCK;

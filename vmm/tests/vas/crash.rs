@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Monitors that are killed in the middle of requests: the store stays right, and what was
 //! complete is there with its data.
 

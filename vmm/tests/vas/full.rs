@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A file system that is full when somebody touches guest memory for the first time.
 
 use std::io;

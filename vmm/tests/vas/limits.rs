@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Where the server refuses, or does with less.
 
 use std::sync::atomic::AtomicBool;
@@ -151,7 +152,7 @@ fn handles_and_metadata_have_limits() {
 fn a_full_store_refuses_that_draft_and_nothing_else() {
     let options = StoreOptions {
         limit: Some(3 * BLOCK),
-        force: false,
+        ..StoreOptions::default()
     };
     let (_folder, store) = store_with(options);
     let vm = Vm::new(&store, "a");
@@ -179,7 +180,7 @@ fn a_full_store_refuses_that_draft_and_nothing_else() {
 fn a_block_in_two_drafts_is_charged_to_the_one_that_is_left() {
     let options = StoreOptions {
         limit: Some(4 * BLOCK),
-        force: false,
+        ..StoreOptions::default()
     };
     let (_folder, store) = store_with(options);
     let vm = Vm::new(&store, "a");

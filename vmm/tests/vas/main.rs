@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The server of the virtio-vas device with real guest memory and a real store, without KVM.
 
 #![allow(clippy::unwrap_used)] // tests, and helpers of tests

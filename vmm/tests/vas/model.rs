@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Any sequence of requests against a model of what every block must show.
 //!
 //! Two VMs of 16 blocks share a store; the second may see everything in it. The body of the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A file system of a test's own.
 
 use std::fs::File;

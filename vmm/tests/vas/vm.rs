@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A guest's memory and the server of its requests, without a guest: what a driver would
 //! send is sent by hand.
 

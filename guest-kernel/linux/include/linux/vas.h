@@ -6,6 +6,7 @@
 
 struct mm_struct;
 struct seq_file;
+struct task_struct;
 struct vm_area_struct;
 
 #ifdef CONFIG_VAS
@@ -17,10 +18,22 @@ bool vas_hidden(struct vm_area_struct *vma);
 
 /* For /proc/PID/vas: which snapshot @mm was restored from. */
 int vas_show_origin(struct seq_file *m, struct mm_struct *mm);
+
+/* Guards of tasks that are traced: see mm/vas/guard.c. */
+void vas_guard_exit(void);
+void vas_guard_detach(struct task_struct *task);
 #else
 static inline bool vas_hidden(struct vm_area_struct *vma)
 {
 	return false;
+}
+
+static inline void vas_guard_exit(void)
+{
+}
+
+static inline void vas_guard_detach(struct task_struct *task)
+{
 }
 #endif
 

@@ -7,9 +7,11 @@
  * (WIPEONFORK), because it is a snapshot and not a child.  Droppable memory is
  * empty in the snapshot, too: whoever uses it must cope with that at any time.
  */
+#include <linux/ksm.h>
 #include <linux/memcontrol.h>
 #include <linux/mmap_lock.h>
 #include <linux/oom.h>
+#include <linux/pagewalk.h>
 #include <linux/rmap.h>
 #include <linux/sched/coredump.h>
 #include <linux/sched/mm.h>
@@ -55,6 +57,47 @@ static int capture_vma(struct mm_struct *mm, struct vm_area_struct *src,
 	return vas_share_pages(vma, src, start, end);
 }
 
+#ifdef CONFIG_KSM
+static int plain_zero_pages_pmd(pmd_t *pmd, unsigned long addr,
+				unsigned long end, struct mm_walk *walk)
+{
+	struct mm_struct *mm = walk->mm;
+	pte_t *start_pte, *pte;
+	spinlock_t *ptl;
+
+	start_pte = pte = pte_offset_map_lock(mm, pmd, addr, &ptl);
+	if (!pte)
+		return 0;
+	for (; addr != end; pte++, addr += PAGE_SIZE) {
+		pte_t ptent = ptep_get(pte);
+
+		if (pte_present(ptent) && is_ksm_zero_pte(ptent))
+			set_pte_at(mm, addr, pte, pte_mkclean(ptent));
+	}
+	pte_unmap_unlock(start_pte, ptl);
+	return 0;
+}
+
+/*
+ * KSM counts, for each mm, the zero pages that it put in place of pages of zeroes,
+ * and knows them by their dirty PTEs.  In a VAS they are zero pages like any other.
+ */
+static void plain_zero_pages(struct mm_struct *mm, struct mm_struct *src)
+{
+	static const struct mm_walk_ops ops = {
+		.pmd_entry = plain_zero_pages_pmd,
+		.walk_lock = PGWALK_RDLOCK,
+	};
+
+	if (mm_ksm_zero_pages(src))
+		walk_page_range(mm, 0, TASK_SIZE_MAX, &ops, NULL);
+}
+#else
+static void plain_zero_pages(struct mm_struct *mm, struct mm_struct *src)
+{
+}
+#endif
+
 static int capture_mm(struct mm_struct *mm, struct mm_struct *src,
 		      const struct vas_capture *arg)
 {
@@ -78,6 +121,7 @@ static int capture_mm(struct mm_struct *mm, struct mm_struct *src,
 		if (err)
 			break;
 	}
+	plain_zero_pages(mm, src);
 	mmap_write_unlock(mm);
 	/* The target's PTEs became read-only, whether it failed or not. */
 	flush_tlb_mm(src);

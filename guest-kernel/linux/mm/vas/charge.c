@@ -93,7 +93,7 @@ static bool move_wanted(struct move *m, struct folio *folio,
 		return false;
 	if (m->only)
 		return from == m->only && mapped == 1;
-	return mapped <= 2 || !mem_cgroup_online(from);
+	return mapped <= 2 || css_is_dying(&from->css);
 }
 
 /*

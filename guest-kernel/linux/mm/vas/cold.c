@@ -42,16 +42,11 @@ void vas_forget_evictable(struct vas *vas)
  */
 int vas_store_open_map(struct vas_map *map, u64 *handle, unsigned int flags)
 {
-	struct vas_snapshot now, *then = &map->snapshot;
-	int err = vas_store_open(then->name, handle, &now, NULL, flags);
+	struct vas_snapshot now;
+	int err = vas_store_open(map->snapshot.name, handle, &now, NULL, flags);
 
-	if (err)
+	if (err || vas_snapshot_same(&now, &map->snapshot))
 		return err;
-	if (now.created_ns == then->created_ns &&
-	    now.meta_bytes == then->meta_bytes &&
-	    now.blocks == then->blocks &&
-	    now.packed_pages == then->packed_pages)
-		return 0;
 	vas_store_close(*handle, flags);
 	return -ENOENT;
 }
@@ -59,12 +54,9 @@ int vas_store_open_map(struct vas_map *map, u64 *handle, unsigned int flags)
 /* Makes sure that the store still has it.  If not, the VAS is hot for good. */
 static int evict_check(struct vas *vas, unsigned int flags)
 {
-	u64 handle;
-	int err = vas_store_open_map(vas->map, &handle, flags);
+	int err = vas_store_check(&vas->map->snapshot, flags | VAS_CALL_URGENT);
 
-	if (!err) {
-		vas_store_close(handle, VAS_CALL_URGENT);
-	} else if (err == -ENOENT) {
+	if (err == -ENOENT) {
 		vas_set_store(vas, VAS_STORE_HOT);
 		WRITE_ONCE(vas->stored_ns, 0);
 		vas_map_free(vas->map);
@@ -98,7 +90,7 @@ int vas_evict(struct vas *vas, u64 *pages)
 	case VAS_STORE_HOT:
 		return -ENOENT;
 	}
-	err = evict_check(vas, VAS_CALL_URGENT | VAS_CALL_KILLABLE);
+	err = evict_check(vas, VAS_CALL_KILLABLE);
 	if (err)
 		return err;
 	mmap_read_lock(vas->mm);
@@ -109,28 +101,64 @@ int vas_evict(struct vas *vas, u64 *pages)
 
 /* --- The shrinker --- */
 
+/* So many places of a VAS are looked at to tell what its end would free. */
+#define LOOKS	16
+
 /*
+ * How much of its memory nobody else maps, in percent, by some of it: what a live
+ * task shares with it stays when it goes.  The caller holds the mmap_lock.
+ */
+static unsigned int own_percent(struct vas *vas)
+{
+	u64 step = max(vas->bytes / LOOKS, HPAGE_PMD_SIZE), at = 0, next = 0;
+	VMA_ITERATOR(vmi, vas->mm, 0);
+	struct vas_pages count = {};
+	struct vm_area_struct *vma;
+
+	for_each_vma(vmi, vma) {
+		u64 len = vma->vm_end - vma->vm_start;
+
+		for (; next < at + len; next += step) {
+			unsigned long addr = vma->vm_start + next - at;
+
+			vas_count_range(vas->mm, addr & PAGE_MASK,
+					pmd_addr_end(addr, vma->vm_end), true,
+					&count);
+		}
+		at += len;
+	}
+	return count.present ? count.own * 100 / count.present : 100;
+}
+
+/*
+ * Turns a VAS cold of which at least so much is its own.  Returns how many pages
+ * that frees.
+ *
  * It may be called with any lock held that memory is allocated under, so it
- * waits for no lock of ours.  It does wait for the device, as swapping does: on
- * the queue where no request takes long, and what it allocates for that comes
+ * waits for no lock of ours.  For the device it waits a moment (VAS_CALL_RECLAIM)
+ * on the queue where no request takes long, and what it allocates for that comes
  * from the reserves (PF_MEMALLOC), so it does not recurse.  A fill gets here, too,
  * through reclaim or vas_make_room(): the VAS that it fills is locked, and the
  * others are for it to take; reclaim below it is the last, for the same reason.
  */
-static u64 shrink_vas(struct vas *vas)
+static u64 shrink_vas(struct vas *vas, unsigned int least, unsigned int flags)
 {
+	unsigned int own = 0;
 	u64 pages = 0;
 
 	if (!mutex_trylock(&vas->lock))
 		return 0;
-	if (vas->store == VAS_STORE_STORED &&
-	    !evict_check(vas, VAS_CALL_URGENT) &&
+	if (vas->store == VAS_STORE_STORED && mmap_read_trylock(vas->mm)) {
+		own = own_percent(vas);
+		mmap_read_unlock(vas->mm);
+	}
+	if (own >= least && !evict_check(vas, flags) &&
 	    mmap_read_trylock(vas->mm)) {
 		evict_locked(vas, &pages);
 		mmap_read_unlock(vas->mm);
 	}
 	mutex_unlock(&vas->lock);
-	return pages;
+	return pages * own / 100;
 }
 
 /* The next one to try, pinned; NULL: none, or it is just going away. */
@@ -172,11 +200,8 @@ static unsigned long vas_shrink_count(struct shrinker *shrinker,
 	return evictable(&vases) ?: SHRINK_EMPTY;
 }
 
-/*
- * Turns whole VASes cold, until so many pages went.  Returns how many went; 0: no
- * VAS can.
- */
-unsigned long vas_make_room(unsigned long pages)
+static unsigned long make_room(unsigned long pages, unsigned int least,
+			       unsigned int flags)
 {
 	unsigned long freed = 0, tries;
 
@@ -186,10 +211,20 @@ unsigned long vas_make_room(unsigned long pages)
 
 		if (!vas)
 			continue;
-		freed += shrink_vas(vas);
+		freed += shrink_vas(vas, least, flags);
 		vas_put(vas);
 	}
 	return freed;
+}
+
+/*
+ * Turns whole VASes cold, until so many pages went; those first that have most of
+ * their memory for themselves.  Returns how many went; 0: no VAS can.  @flags: of
+ * the question to the store.
+ */
+unsigned long vas_make_room(unsigned long pages, unsigned int flags)
+{
+	return make_room(pages, 50, flags) ?: make_room(pages, 1, flags);
 }
 
 static unsigned long vas_shrink_scan(struct shrinker *shrinker,
@@ -199,7 +234,7 @@ static unsigned long vas_shrink_scan(struct shrinker *shrinker,
 
 	if ((sc->gfp_mask & GFP_KERNEL) != GFP_KERNEL)
 		return SHRINK_STOP;
-	freed = vas_make_room(sc->nr_to_scan);
+	freed = vas_make_room(sc->nr_to_scan, VAS_CALL_RECLAIM);
 	sc->nr_scanned = max(freed, sc->nr_to_scan);
 	return freed ?: SHRINK_STOP;
 }

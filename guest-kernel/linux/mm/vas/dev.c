@@ -3,7 +3,6 @@
  * /dev/vas: sessions and VAS files.
  */
 #include <linux/anon_inodes.h>
-#include <linux/capability.h>
 #include <linux/compat.h>
 #include <linux/file.h>
 #include <linux/init.h>
@@ -12,6 +11,7 @@
 #include <linux/pid.h>
 #include <linux/ptrace.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -43,6 +43,45 @@ static struct task_struct *get_task(int pidfd)
 	return pidfd_get_task(pidfd, &flags);
 }
 
+/*
+ * Whether no thread of the process runs.  They go on when their tracer, a SIGCONT or
+ * a SIGKILL lets them: this finds a caller's mistake, and excludes nobody.
+ */
+static bool is_stopped(struct task_struct *task)
+{
+	struct task_struct *t;
+	bool stopped = true;
+
+	rcu_read_lock();
+	for_each_thread(task, t) {
+		if (READ_ONCE(t->mm) && !task_is_stopped_or_traced(t))
+			stopped = false;
+	}
+	rcu_read_unlock();
+	return stopped;
+}
+
+/* The memory of the task of @pidfd, and the task; to be put. */
+static struct mm_struct *get_memory(int pidfd, bool stopped,
+				    struct task_struct **of)
+{
+	struct task_struct *task = get_task(pidfd);
+	struct mm_struct *mm;
+
+	if (IS_ERR(task))
+		return ERR_CAST(task);
+	mm = mm_access(task, PTRACE_MODE_ATTACH_REALCREDS);
+	if (!IS_ERR(mm) && stopped && !is_stopped(task)) {
+		mmput(mm);
+		mm = ERR_PTR(-EBUSY);
+	}
+	if (IS_ERR(mm))
+		put_task_struct(task);
+	else
+		*of = task;
+	return mm;
+}
+
 static long vas_ioctl_capture(struct vas_file *vf, void __user *uarg)
 {
 	struct vas_hide *hide = NULL;
@@ -53,7 +92,7 @@ static long vas_ioctl_capture(struct vas_file *vf, void __user *uarg)
 
 	if (copy_from_user(&arg, uarg, sizeof(arg)))
 		return -EFAULT;
-	if (arg.flags & ~VAS_CAPTURE_HIDE ||
+	if (arg.flags & ~(VAS_CAPTURE_HIDE | VAS_CAPTURE_STOPPED) ||
 	    !PAGE_ALIGNED(arg.start | arg.len) || arg.start > TASK_SIZE_MAX ||
 	    arg.len > TASK_SIZE_MAX - arg.start ||
 	    (arg.len ? arg.flags & VAS_CAPTURE_HIDE : arg.start))
@@ -65,13 +104,10 @@ static long vas_ioctl_capture(struct vas_file *vf, void __user *uarg)
 	/* If it closes from here on, that is as if right after the capture. */
 	if (arg.flags & VAS_CAPTURE_HIDE && READ_ONCE(vf->session->closed))
 		return -ESTALE;
-	task = get_task(arg.pidfd);
-	if (IS_ERR(task))
-		return PTR_ERR(task);
-	mm = mm_access(task, PTRACE_MODE_ATTACH_REALCREDS);
-	put_task_struct(task);
+	mm = get_memory(arg.pidfd, arg.flags & VAS_CAPTURE_STOPPED, &task);
 	if (IS_ERR(mm))
 		return PTR_ERR(mm);
+	put_task_struct(task);
 
 	err = -ENOMEM;
 	if (arg.flags & VAS_CAPTURE_HIDE) {
@@ -100,19 +136,15 @@ static long vas_ioctl_attach(struct vas_file *vf, void __user *uarg)
 
 	if (copy_from_user(&arg, uarg, sizeof(arg)))
 		return -EFAULT;
-	if (arg.flags & ~VAS_ATTACH_CLONE)
+	if (arg.flags & ~(VAS_ATTACH_CLONE | VAS_ATTACH_STOPPED))
 		return -EINVAL;
 	if (!(vf->access & VAS_ACCESS_READ))
 		return -EBADF;
-	task = get_task(arg.pidfd);
-	if (IS_ERR(task))
-		return PTR_ERR(task);
-	mm = mm_access(task, PTRACE_MODE_ATTACH_REALCREDS);
-	err = PTR_ERR_OR_ZERO(mm);
-	if (!err) {
-		err = vas_attach(vf->vas, task, mm, &arg);
-		mmput(mm);
-	}
+	mm = get_memory(arg.pidfd, arg.flags & VAS_ATTACH_STOPPED, &task);
+	if (IS_ERR(mm))
+		return PTR_ERR(mm);
+	err = vas_attach(vf->vas, task, mm, &arg);
+	mmput(mm);
 	put_task_struct(task);
 	if (!err && copy_to_user(uarg, &arg, sizeof(arg)))
 		err = -EFAULT;
@@ -375,7 +407,7 @@ static long vas_session_ioctl(struct file *file, unsigned int cmd,
 	case VAS_IOC_COMMIT:
 		return vas_ioctl_commit(session);
 	case VAS_IOC_GUARD:
-		return vas_ioctl_guard(session, uarg);
+		return vas_ioctl_guard(uarg);
 	case VAS_IOC_DRAIN:
 		return vas_ioctl_drain(uarg);
 	case VAS_IOC_STORE_LIST:
@@ -395,7 +427,7 @@ static int vas_session_open(struct inode *inode, struct file *file)
 {
 	struct vas_session *session;
 
-	if (!checkpoint_restore_ns_capable(&init_user_ns))
+	if (!vas_may_see())
 		return -EPERM;
 	session = kzalloc(sizeof(*session), GFP_KERNEL_ACCOUNT);
 	if (!session)
@@ -403,17 +435,7 @@ static int vas_session_open(struct inode *inode, struct file *file)
 	kref_init(&session->kref);
 	INIT_LIST_HEAD(&session->vases);
 	INIT_LIST_HEAD(&session->hides);
-	mutex_init(&session->guard_lock);
-	INIT_LIST_HEAD(&session->guards);
 	file->private_data = session;
-	return 0;
-}
-
-/* Called by exit_files(), and by each close(). */
-static int vas_session_flush(struct file *file, fl_owner_t id)
-{
-	if (current->flags & PF_EXITING)
-		vas_guard_exit(file->private_data);
 	return 0;
 }
 
@@ -423,7 +445,6 @@ static int vas_session_release(struct inode *inode, struct file *file)
 	struct vas *vas;
 
 	vas_hide_close(session);
-	vas_guard_close(session);
 	for (;;) {
 		mutex_lock(&vas_mutex);
 		vas = list_first_entry_or_null(&session->vases, struct vas,
@@ -443,7 +464,6 @@ static int vas_session_release(struct inode *inode, struct file *file)
 static const struct file_operations vas_session_fops = {
 	.owner = THIS_MODULE,
 	.open = vas_session_open,
-	.flush = vas_session_flush,
 	.release = vas_session_release,
 	.unlocked_ioctl = vas_session_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,

@@ -4,8 +4,9 @@
  *
  * Fresh blocks of memory are made to show the store's: a block of the snapshot
  * becomes a huge page, and packed pages a block that is split into 4 KiB pages.
- * Nothing is zeroed or copied.  All blocks are there, and show what they should,
- * before the first page is mapped.
+ * Nothing is zeroed or copied.  Where there is no block, as memory is fragmented,
+ * 512 pages from anywhere take its place, and what they should show is copied.  All
+ * of them are there, and show what they should, before the first page is mapped.
  */
 #include <linux/memcontrol.h>
 #include <linux/mmap_lock.h>
@@ -32,16 +33,31 @@
 
 /*
  * @huge: one block for each of the runs', in their order; those before @mapped
- * belong to the VAS.  @groups: by index / 512, the first of the 512 pages of a
- * block of packed pages.  The fill holds a reference to each of these pages until
- * it ends, so that none goes while it may be needed once more.
+ * belong to the VAS.  @groups: by index / 512, a block of packed pages.  The fill
+ * holds a reference to each of their pages until it ends, so that none goes while
+ * it may be needed once more.
+ *
+ * A block is its first page; or, tagged, an array of 512 pages.
  */
 struct fill {
 	struct vas *vas;
-	struct page **huge;
+	void **huge;
 	size_t nr_huge, mapped;
 	struct xarray groups;
 };
+
+/* The pages that stand for a block; NULL: it is one. */
+static struct page **block_pages(void *block)
+{
+	return xa_pointer_tag(block) ? xa_untag_pointer(block) : NULL;
+}
+
+static struct page *block_page(void *block, unsigned int n)
+{
+	struct page **pages = block_pages(block);
+
+	return pages ? pages[n] : (struct page *)block + n;
+}
 
 /* Lets all pages of an mm go.  The caller holds its mmap_lock, as for MADV_DONTNEED. */
 void vas_zap(struct mm_struct *mm)
@@ -56,31 +72,72 @@ void vas_zap(struct mm_struct *mm)
 
 /* --- Memory --- */
 
+static void free_pages_of(struct page **pages, unsigned int nr)
+{
+	while (nr)
+		put_page(pages[--nr]);
+	kfree(pages);
+}
+
+/* What a huge page, a split block, or pages from anywhere have of references. */
+static void block_free(void *block)
+{
+	struct page **pages = block_pages(block), *page = block;
+
+	if (pages)
+		free_pages_of(pages, HPAGE_PMD_NR);
+	else if (PageHead(page))
+		put_page(page);
+	else
+		for (int i = 0; i < HPAGE_PMD_NR; i++)
+			put_page(page + i);
+}
+
+static void *alloc_pages_for_block(void)
+{
+	struct page **pages = kmalloc_array(HPAGE_PMD_NR, sizeof(*pages),
+					    GFP_KERNEL_ACCOUNT);
+
+	if (!pages)
+		return NULL;
+	for (int i = 0; i < HPAGE_PMD_NR; i++) {
+		pages[i] = alloc_page(FILL_GFP);
+		if (!pages[i]) {
+			free_pages_of(pages, i);
+			return NULL;
+		}
+	}
+	return xa_tag_pointer(pages, 1);
+}
+
 /*
  * Where there is no block, other VASes turn cold for it.  Reclaim alone is content
  * with the few pages that it finds first, and then the block is still missing.
  */
-static struct page *alloc_block(gfp_t gfp)
+static void *alloc_block(gfp_t flags)
 {
 	struct page *page;
 
 	do {
-		page = alloc_pages(gfp, HPAGE_PMD_ORDER);
-	} while (!page && vas_make_room(HPAGE_PMD_NR));
-	return page;
+		page = alloc_pages(FILL_GFP | flags, HPAGE_PMD_ORDER);
+	} while (!page && vas_make_room(HPAGE_PMD_NR, 0));
+	return page ?: alloc_pages_for_block();
 }
 
 static int alloc_huge(struct fill *f, const struct vas_run *run)
 {
 	for (u32 i = 0; i < run->pages / HPAGE_PMD_NR; i++) {
-		struct page *page = alloc_block(FILL_GFP | __GFP_COMP);
-		struct folio *folio = page_rmappable_folio(page);
+		void *block = alloc_block(__GFP_COMP);
+		struct folio *folio;
 
-		if (!folio)
+		if (!block)
 			return -ENOMEM;
-		f->huge[f->nr_huge++] = &folio->page;
-		if (mem_cgroup_charge(folio, NULL, FILL_GFP))
-			return -ENOMEM;
+		f->huge[f->nr_huge++] = block;
+		if (!block_pages(block)) {
+			folio = page_rmappable_folio(block);
+			if (mem_cgroup_charge(folio, NULL, FILL_GFP))
+				return -ENOMEM;
+		}
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		cond_resched();
@@ -94,20 +151,21 @@ static int alloc_groups(struct fill *f, const struct vas_run *run)
 	u64 last = (run->index + run->pages - 1) / HPAGE_PMD_NR;
 
 	for (; group <= last; group++) {
-		struct page *page;
+		void *block;
 		int err;
 
 		if (xa_load(&f->groups, group))
 			continue;
-		page = alloc_block(FILL_GFP & ~__GFP_COMP);
-		if (!page)
+		block = alloc_block(0);
+		if (!block)
 			return -ENOMEM;
-		err = xa_err(xa_store(&f->groups, group, page, GFP_KERNEL));
+		if (!block_pages(block))
+			split_page(block, HPAGE_PMD_ORDER);
+		err = xa_err(xa_store(&f->groups, group, block, GFP_KERNEL));
 		if (err) {
-			__free_pages(page, HPAGE_PMD_ORDER);
+			block_free(block);
 			return err;
 		}
-		split_page(page, HPAGE_PMD_ORDER);
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		cond_resched();
@@ -140,14 +198,14 @@ static int fill_alloc(struct fill *f)
 static void fill_free(struct fill *f)
 {
 	unsigned long group;
-	struct page *page;
+	void *block;
 
-	while (f->nr_huge > f->mapped)
-		put_page(f->huge[--f->nr_huge]);
+	for (size_t i = 0; i < f->nr_huge; i++)
+		if (i >= f->mapped || block_pages(f->huge[i]))
+			block_free(f->huge[i]);
 	kvfree(f->huge);
-	xa_for_each(&f->groups, group, page) {
-		for (int i = 0; i < HPAGE_PMD_NR; i++)
-			put_page(page + i);
+	xa_for_each(&f->groups, group, block) {
+		block_free(block);
 		cond_resched();
 	}
 	xa_destroy(&f->groups);
@@ -176,9 +234,12 @@ static int map_flush(struct map_batch *batch)
 	return call.count ? vas_store_call(&call, 0) : 0;
 }
 
-static int map_block(struct map_batch *batch, struct page *page, u64 index,
-		     u32 kind)
+static int map_block(struct map_batch *batch, void *block, u64 index, u32 kind)
 {
+	struct page **pages = block_pages(block), *page = block;
+
+	if (pages)
+		return vas_bounce(batch->handle, index, kind, pages);
 	batch->maps[batch->nr++] = (struct virtio_vas_map) {
 		.gpa = cpu_to_le64(PFN_PHYS(page_to_pfn(page))),
 		.index = cpu_to_le32(index),
@@ -190,9 +251,8 @@ static int map_block(struct map_batch *batch, struct page *page, u64 index,
 static int map_all(struct fill *f, struct map_batch *batch)
 {
 	struct vas_map *map = f->vas->map;
-	struct page **huge = f->huge;
+	void **huge = f->huge, *block;
 	unsigned long group;
-	struct page *page;
 	int err = 0;
 
 	for (size_t i = 0; i < map->nr && !err; i++) {
@@ -204,10 +264,10 @@ static int map_all(struct fill *f, struct map_batch *batch)
 			err = map_block(batch, *huge++, run->index + n,
 					VIRTIO_VAS_KIND_BLOCKS);
 	}
-	xa_for_each(&f->groups, group, page) {
+	xa_for_each(&f->groups, group, block) {
 		if (err)
 			break;
-		err = map_block(batch, page, group, VIRTIO_VAS_KIND_PACKED);
+		err = map_block(batch, block, group, VIRTIO_VAS_KIND_PACKED);
 	}
 	return err ?: map_flush(batch);
 }
@@ -301,6 +361,20 @@ static int install_page(struct vm_area_struct *vma, unsigned long addr,
 	return err;
 }
 
+static int install_block(struct vm_area_struct *vma, unsigned long addr,
+			 void *block)
+{
+	struct page **pages = block_pages(block);
+	int err = 0;
+
+	if (!pages)
+		return install_huge(vma, addr, block);
+	for (int i = 0; i < HPAGE_PMD_NR && !err; i++)
+		err = install_folio(vma, addr + i * PAGE_SIZE,
+				    page_folio(pages[i]));
+	return err;
+}
+
 static int install_run(struct fill *f, struct vm_area_struct *vma,
 		       const struct vas_run *run)
 {
@@ -309,7 +383,7 @@ static int install_run(struct fill *f, struct vm_area_struct *vma,
 
 	if (run->kind == VIRTIO_VAS_KIND_BLOCKS) {
 		for (u32 i = 0; i < run->pages && !err; i += HPAGE_PMD_NR) {
-			err = install_huge(vma, addr, f->huge[f->mapped]);
+			err = install_block(vma, addr, f->huge[f->mapped]);
 			if (!err)
 				f->mapped++;
 			addr += HPAGE_PMD_SIZE;
@@ -319,9 +393,10 @@ static int install_run(struct fill *f, struct vm_area_struct *vma,
 	}
 	for (u32 i = 0; i < run->pages && !err; i++, addr += PAGE_SIZE) {
 		u64 index = run->index + i;
-		struct page *page = xa_load(&f->groups, index / HPAGE_PMD_NR);
+		void *block = xa_load(&f->groups, index / HPAGE_PMD_NR);
 
-		err = install_page(vma, addr, page + index % HPAGE_PMD_NR);
+		err = install_page(vma, addr,
+				   block_page(block, index % HPAGE_PMD_NR));
 		if (!(i % HPAGE_PMD_NR))
 			cond_resched();
 	}
@@ -353,8 +428,8 @@ static int fill_install(struct fill *f)
 /*
  * Gives a cold VAS all of its pages, or fails and leaves it cold.  The caller
  * holds vas->lock, and set the memory cgroup to charge as the active one.
- * Other VASes may turn cold for it (see shrink_vas()).  Without the blocks of
- * memory for it even so: -ENOMEM.
+ * Other VASes may turn cold for it (see shrink_vas()).  Without the memory for it
+ * even so: -ENOMEM.
  */
 int vas_fill(struct vas *vas)
 {

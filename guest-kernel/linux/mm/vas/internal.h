@@ -16,7 +16,6 @@
  *
  * Locks, outermost first:
  *
- *	session->guard_lock	tasks and their states (see guard.c)
  *	vas_mutex		names, ids, labels, sessions, what VAS is registered
  *	vas->lock		one capture, attach, fill or eviction at a time
  *	mmap_lock of the target	subclass 0
@@ -124,8 +123,6 @@ struct vas_session {
 	bool closed;
 	struct list_head vases;		/* transient ones, by vas_mutex */
 	struct list_head hides;
-	struct mutex guard_lock;
-	struct list_head guards;	/* by guard_lock */
 };
 
 /* What is mapped in a VAS now, in pages. */
@@ -155,6 +152,7 @@ bool vas_name_valid(const char *name);
 
 struct vas *vas_create(const char *name, umode_t mode);
 struct vas *vas_find(u64 id, const char *name);
+bool vas_may_see(void);
 bool vas_may(struct vas *vas, u32 access);
 int vas_delete(struct vas *vas, bool force);
 void vas_put(struct vas *vas);
@@ -198,9 +196,7 @@ void vas_hide_free(struct vas_hide *hide);
 void vas_hide_close(struct vas_session *session);
 
 /* guard.c */
-long vas_ioctl_guard(struct vas_session *session, void __user *uarg);
-void vas_guard_exit(struct vas_session *session);
-void vas_guard_close(struct vas_session *session);
+long vas_ioctl_guard(void __user *uarg);
 
 /* origin.c */
 void vas_set_origin(struct mm_struct *mm, const u8 snapshot[16]);
@@ -288,7 +284,7 @@ int vas_store_open_map(struct vas_map *map, u64 *handle, unsigned int flags);
 void vas_set_store(struct vas *vas, u32 store);
 void vas_forget_evictable(struct vas *vas);
 int vas_evict(struct vas *vas, u64 *pages);
-unsigned long vas_make_room(unsigned long pages);
+unsigned long vas_make_room(unsigned long pages, unsigned int flags);
 
 /* fill.c */
 int vas_fill(struct vas *vas);

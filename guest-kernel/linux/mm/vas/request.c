@@ -3,9 +3,9 @@
  * Requests to the snapshot store.
  *
  * A request lives in memory of its own until the device has completed it, or
- * was reset.  Who waits for it may be killed before that (if he asked for it):
- * then the request is *abandoned*, and whoever ends it frees it.  Should it open
- * a handle, that one is closed.
+ * was reset.  Who waits for it may be killed before that (if he asked for it), or
+ * lose patience (reclaim): then the request is *abandoned*, and whoever ends it
+ * frees it.  Should it open a handle, that one is closed.
  */
 #include <linux/completion.h>
 #include <linux/delay.h>
@@ -18,6 +18,10 @@
 
 #include "store.h"
 
+/* Reclaim's patience with the device, and how long it then leaves it alone. */
+#define RECLAIM_PATIENCE	(HZ / 4)
+#define RECLAIM_PAUSE		HZ
+
 struct vas_request {
 	struct vas_store *store;
 	struct vas_queue *queue;
@@ -28,6 +32,7 @@ struct vas_request {
 	u32 len;			/* bytes that the device wrote */
 	void *in, *out;
 	size_t in_len, out_len;
+	struct scatterlist small[4];	/* enough where no buffer is vmalloc()ed */
 	struct virtio_vas_request head;
 	struct virtio_vas_response response;
 };
@@ -158,13 +163,15 @@ static int request_submit(struct vas_request *r, bool killable, gfp_t gfp)
 {
 	unsigned int nr_out = 1 + buffer_pieces(r->in, r->in_len);
 	unsigned int nr_in = 1 + buffer_pieces(r->out, r->out_len);
-	struct scatterlist *sg, *next, *sgs[2];
+	struct scatterlist *sg = r->small, *next, *sgs[2];
 	struct vas_queue *q = r->queue;
 	int err;
 
-	sg = kvmalloc_array(nr_out + nr_in, sizeof(*sg), gfp);
-	if (!sg)
-		return -ENOMEM;
+	if (nr_out + nr_in > ARRAY_SIZE(r->small)) {
+		sg = kvmalloc_array(nr_out + nr_in, sizeof(*sg), gfp);
+		if (!sg)
+			return -ENOMEM;
+	}
 	sg_init_table(sg, nr_out);
 	sg_init_table(sg + nr_out, nr_in);
 	next = add_buffer(sg, &r->head, sizeof(r->head));
@@ -192,17 +199,31 @@ static int request_submit(struct vas_request *r, bool killable, gfp_t gfp)
 		}
 		usleep_range(100, 1000);
 	}
-	kvfree(sg);
+	if (sg != r->small)
+		kvfree(sg);
 	return err;
 }
 
-static int request_wait(struct vas_request *r, bool killable)
+/* Until then, in jiffies; a hint. */
+static unsigned long reclaim_pause = INITIAL_JIFFIES;
+
+static bool request_waited(struct vas_request *r, unsigned int flags)
 {
-	if (!killable) {
-		wait_for_completion(&r->done);
-		return 0;
+	if (flags & VAS_CALL_RECLAIM) {
+		if (wait_for_completion_timeout(&r->done, RECLAIM_PATIENCE))
+			return true;
+		WRITE_ONCE(reclaim_pause, jiffies + RECLAIM_PAUSE);
+		return false;
 	}
-	if (!wait_for_completion_killable(&r->done))
+	if (flags & VAS_CALL_KILLABLE)
+		return !wait_for_completion_killable(&r->done);
+	wait_for_completion(&r->done);
+	return true;
+}
+
+static int request_wait(struct vas_request *r, unsigned int flags)
+{
+	if (request_waited(r, flags))
 		return 0;
 	spin_lock_irq(&r->queue->lock);
 	r->abandoned = !completion_done(&r->done);
@@ -212,7 +233,7 @@ static int request_wait(struct vas_request *r, bool killable)
 	}
 	/* From the unlock on it is no longer ours; the store is its own. */
 	spin_unlock_irq(&r->queue->lock);
-	return -EINTR;
+	return flags & VAS_CALL_RECLAIM ? -EAGAIN : -EINTR;
 }
 
 /* Called with the queue's lock held. */
@@ -242,6 +263,11 @@ int vas_store_call(struct vas_call *call, unsigned int flags)
 
 	if (!store)
 		return -ENODEV;
+	if (flags & VAS_CALL_RECLAIM &&
+	    time_before(jiffies, READ_ONCE(reclaim_pause))) {
+		vas_store_put(store);
+		return -EAGAIN;
+	}
 	r = request_new(store, call, gfp);
 	if (!r) {
 		vas_store_put(store);
@@ -252,7 +278,7 @@ int vas_store_call(struct vas_call *call, unsigned int flags)
 	err = request_submit(r, killable && !(gfp & __GFP_NOFAIL), gfp);
 	if (err)
 		goto out_free;
-	err = request_wait(r, killable);
+	err = request_wait(r, flags);
 	if (err)
 		goto out;
 
@@ -316,6 +342,14 @@ vas_snapshot_read(const struct virtio_vas_snapshot *snapshot)
 	return info;
 }
 
+bool vas_snapshot_same(const struct vas_snapshot *a,
+		       const struct vas_snapshot *b)
+{
+	return a->created_ns == b->created_ns &&
+	       a->meta_bytes == b->meta_bytes && a->blocks == b->blocks &&
+	       a->packed_pages == b->packed_pages && !strcmp(a->name, b->name);
+}
+
 /* A complete snapshot; its label goes to @label unless that is NULL. */
 int vas_store_open(const char *name, u64 *handle, struct vas_snapshot *info,
 		   char *label, unsigned int flags)
@@ -348,6 +382,60 @@ int vas_store_open(const char *name, u64 *handle, struct vas_snapshot *info,
 	}
 out:
 	kfree(snapshot);
+	return err;
+}
+
+/* Opens a snapshot, and has @closing close it.  -ENOENT: it is another one. */
+static int check_with(const struct vas_snapshot *then, unsigned int flags,
+		      struct vas_request *closing, struct virtio_vas_snapshot *out)
+{
+	struct virtio_vas_name in = {};
+	struct vas_call call = {
+		.op = VIRTIO_VAS_OP_OPEN, .in = &in, .in_len = sizeof(in),
+		.out = out, .out_len = sizeof(*out),
+	};
+	struct vas_snapshot now;
+	int err;
+
+	strscpy(in.name, then->name);
+	err = vas_store_call(&call, flags);
+	if (err) {
+		request_free(closing);
+		return err;
+	}
+	closing->head.handle = cpu_to_le64(call.value);
+	closing->abandoned = true;
+	if (request_submit(closing, false, GFP_KERNEL))
+		request_free(closing);		/* the device is gone */
+	if (call.out_got != sizeof(*out))
+		return -EPROTO;
+	now = vas_snapshot_read(out);
+	return vas_snapshot_same(&now, then) ? 0 : -ENOENT;
+}
+
+/*
+ * Has the store this very snapshot?  0, or -ENOENT: no; else it does not say.  It
+ * may be called from reclaim: what closes the handle is made before there is one,
+ * and nobody waits for that.
+ */
+int vas_store_check(const struct vas_snapshot *then, unsigned int flags)
+{
+	const struct vas_call close = { .op = VIRTIO_VAS_OP_CLOSE };
+	struct virtio_vas_snapshot *out;
+	struct vas_request *closing;
+	struct vas_store *store = vas_store_get();
+	int err = -ENOMEM;
+
+	if (!store)
+		return -ENODEV;
+	out = kmalloc(sizeof(*out), GFP_KERNEL);
+	closing = out ? request_new(store, &close, GFP_KERNEL) : NULL;
+	if (closing) {
+		closing->queue = &store->queue[VIRTIO_VAS_RELEASEQ];
+		err = check_with(then, flags, closing, out);
+	}
+	kfree(out);
+	vas_store_put(store);
 	return err;
 }
 

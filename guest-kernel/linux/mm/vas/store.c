@@ -144,6 +144,7 @@ static int store_probe(struct virtio_device *vdev)
 	for (int i = 0; i < VIRTIO_VAS_QUEUES; i++)
 		store->queue[i].vq = vqs[i];
 	virtio_device_ready(vdev);
+	vas_bounce_prepare();
 
 	spin_lock(&store_lock);
 	kref_get(&store->kref);

@@ -45,6 +45,8 @@ struct vas_call {
 #define VAS_CALL_URGENT		(1U << 1)
 /* Is sent, come what may: waits for memory.  For small ones that undo something. */
 #define VAS_CALL_NOFAIL		(1U << 2)
+/* For reclaim: waits for the device for a moment only, then -EAGAIN. */
+#define VAS_CALL_RECLAIM	(1U << 3)
 
 /* What a complete snapshot is, but for its label. */
 struct vas_snapshot {
@@ -63,6 +65,9 @@ int vas_store_open(const char *name, u64 *handle, struct vas_snapshot *info,
 int vas_store_label(u64 handle, const char *name, const char *label);
 int vas_store_commit(u64 handle);
 void vas_store_close(u64 handle, unsigned int flags);
+int vas_store_check(const struct vas_snapshot *then, unsigned int flags);
+bool vas_snapshot_same(const struct vas_snapshot *a,
+		       const struct vas_snapshot *b);
 struct vas_snapshot
 vas_snapshot_read(const struct virtio_vas_snapshot *snapshot);
 
@@ -92,6 +97,10 @@ void vas_request_end(struct vas_request *r, u32 len, int err);
 bool vas_store_present(void);
 struct vas_store *vas_store_get(void);
 void vas_store_put(struct vas_store *store);
+
+/* bounce.c */
+void vas_bounce_prepare(void);
+int vas_bounce(u64 handle, u32 index, u32 kind, struct page **pages);
 
 /* report.c */
 void vas_report_start(void);

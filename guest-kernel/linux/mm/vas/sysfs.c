@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * /sys/kernel/vas/<id>/{name,mode,user,group,state,created,vmas,bytes,pages,
- * huge_pages,store,drained_pages,drain_error}: what there is, for everybody to see.
+ * huge_pages,store,drained_pages,drain_error}: what there is, for who may open
+ * /dev/vas; containers' root must not see the names of others' snapshots.
  */
 #include <linux/init.h>
 #include <linux/mmap_lock.h>
@@ -99,6 +100,8 @@ __ATTRIBUTE_GROUPS(vas);
 static ssize_t vas_attr_show(struct kobject *kobj, struct attribute *attr,
 			     char *buf)
 {
+	if (!vas_may_see())
+		return -EPERM;
 	return container_of(attr, struct vas_attribute, attr)->show(to_vas(kobj),
 								    buf);
 }

@@ -2,6 +2,7 @@
 /*
  * The VAS object: identity, rights, lifetime, and its address space.
  */
+#include <linux/capability.h>
 #include <linux/ctype.h>
 #include <linux/mman.h>
 #include <linux/mmap_lock.h>
@@ -135,6 +136,12 @@ void vas_put(struct vas *vas)
 	else if (vas->mm)
 		mmput(vas->mm);
 	kobject_put(&vas->kobj);
+}
+
+/* Who may use /dev/vas, and so may know what there is. */
+bool vas_may_see(void)
+{
+	return checkpoint_restore_ns_capable(&init_user_ns);
 }
 
 /* As a file's owner and mode would allow it. */

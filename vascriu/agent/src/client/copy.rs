@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Files into and out of the guest.
 
 use std::ffi::OsStr;

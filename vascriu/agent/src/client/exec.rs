@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Runs a command in the guest with this process's input, output and signals.
 
 use std::collections::VecDeque;
@@ -212,7 +213,7 @@ impl<'a> Run<'a> {
             return Ok(());
         };
         while let Ok(Some(info)) = signals.read_signal() {
-            let number = i32::try_from(info.ssi_signo).unwrap_or(0);
+            let number = i32::try_from(info.ssi_signo).expect("a signal's number");
             if number == Signal::SIGWINCH as i32 {
                 if let (true, Some(size)) = (self.on_terminal, window_size()) {
                     link.queue(&Frame::Resize(size));

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The user's terminal and signals.
 
 use std::io::{self, IsTerminal};

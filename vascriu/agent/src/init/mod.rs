@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! PID 1 of a machine whose only service is the agent: a microVM's guest, and the simulated
 //! host.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The file systems of a machine.
 
 use std::fs::{self, File};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The loopback interface: the only network of the machine.
 
 use std::io;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! PID 1's loop: services, orphans, signals.
 
 use std::fs::OpenOptions;
@@ -99,7 +100,7 @@ pub fn supervise(services: &mut [Service]) -> io::Result<()> {
         )];
         poll_fds(&mut fds, timeout)?;
         while let Ok(Some(info)) = signals.read_signal() {
-            let number = i32::try_from(info.ssi_signo).unwrap_or(0);
+            let number = i32::try_from(info.ssi_signo).expect("a signal's number");
             match Signal::try_from(number) {
                 Ok(Signal::SIGCHLD) => {}
                 Ok(Signal::SIGUSR2) => down(ShutdownKind::PowerOff),
@@ -142,7 +143,7 @@ fn start(service: &mut Service) -> io::Result<Pid> {
             .stderr(terminal);
     }
     let child = command.spawn()?;
-    Ok(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)))
+    Ok(Pid::from_raw(i32::try_from(child.id()).expect("a PID")))
 }
 
 /// Collects everybody that ended: services, and orphans of anything on the machine.

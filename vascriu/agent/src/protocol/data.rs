@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A stream of a session as `Read` and `Write`, for sides that do nothing else meanwhile.
 
 use std::io::{self, Read, Write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Frames: kind, length, payload.
 
 use std::fmt;
@@ -169,7 +170,7 @@ impl Frame {
 
 fn put(out: &mut Vec<u8>, kind: u8, payload: &[&[u8]]) {
     let len: usize = payload.iter().map(|part| part.len()).sum();
-    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    let len = u32::try_from(len).expect("a frame is short");
     out.extend([kind, 0, 0, 0]);
     out.extend(len.to_le_bytes());
     for part in payload {
@@ -178,12 +179,8 @@ fn put(out: &mut Vec<u8>, kind: u8, payload: &[&[u8]]) {
 }
 
 fn put_json(out: &mut Vec<u8>, kind: u8, message: &impl serde::Serialize) {
-    // Serializing plain enums, strings and numbers has no way to fail.
-    put(
-        out,
-        kind,
-        &[&serde_json::to_vec(message).unwrap_or_default()],
-    );
+    let json = serde_json::to_vec(message).expect("plain enums, strings and numbers");
+    put(out, kind, &[&json]);
 }
 
 /// Cuts a stream of bytes into frames.
@@ -218,7 +215,7 @@ impl Decoder {
         if reserved != [0; 3] {
             return Err(FrameError::Reserved);
         }
-        let len = usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
+        let len = usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).expect("64 bits");
         check_len(kind, len)?;
         let Some(payload) = rest.get(..len) else {
             return Ok(None);

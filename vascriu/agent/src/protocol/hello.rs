@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The greeting: 32 bytes that cannot be mistaken for a frame.
 
 /// Version of the protocol. Both sides come from one build, so it must be equal.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! One end of the stream: frames in, frames out, no call that blocks unasked.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Requests and replies: the JSON part.
 
 use std::ffi::{OsStr, OsString};

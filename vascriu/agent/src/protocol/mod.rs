@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What the two sides say to each other.
 //!
 //! A session starts with a greeting of both sides ([`hello`]), which also finds the start of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Credit: how much of a stream may be under way.
 
 use super::{Frame, FrameError, Stream};
@@ -25,7 +26,7 @@ impl Window {
 
     /// Bytes that may be sent (or that the peer may send) now.
     pub fn open(&self) -> usize {
-        usize::try_from(self.open).unwrap_or(usize::MAX)
+        usize::try_from(self.open).expect("64 bits")
     }
 
     /// Takes `len` bytes out of the window.

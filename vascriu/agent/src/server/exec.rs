@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Runs one command and carries its streams: a single loop that never blocks on one of
 //! them.
 
@@ -68,7 +69,7 @@ struct Output {
 
 impl Run {
     fn start(spawned: Spawned) -> Result<Self, Failure> {
-        let id = i32::try_from(spawned.child.id()).unwrap_or(i32::MAX);
+        let id = i32::try_from(spawned.child.id()).expect("a PID");
         let mut run = Self {
             pid: Pid::from_raw(id),
             child: spawned.child,

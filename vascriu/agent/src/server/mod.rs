@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The side that runs commands: one thread per connection, one request after another.
 
 mod copy;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Serves on virtio-serial ports: channels that are always there, and whose other end comes
 //! and goes.
 

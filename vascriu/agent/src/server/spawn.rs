@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Starts a command: environment, user, folder, pipes or a terminal.
 
 use std::ffi::CString;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Serves on a vsock port of this machine.
 
 use std::io;

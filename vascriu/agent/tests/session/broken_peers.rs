@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Clients and guests that break the protocol, on purpose or not.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Client and server against each other over a socket pair: real commands, real files.
 
 mod broken_peers;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What copies cost, and what becomes of them where it is too much or ends early.
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `vascriu clone`: many running copies of one snapshot.
 
 pub mod limits;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Copies that listen: on a bridge, on one port, in networks of their own.
 
 use std::os::unix::process::CommandExt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 use std::env;
 use std::fs;
 use std::process::Command;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Snapshots as people know them: by the names that their labels give them.
 
 use std::cmp::Reverse;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! `mvasvm snapshots`: what is in the store.
 
 mod listed;

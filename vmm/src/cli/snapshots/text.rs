@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Text that a guest wrote, on its way to a terminal.
 
 use std::fmt::Write as _;

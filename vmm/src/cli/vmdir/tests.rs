@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tempfile::TempDir;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! State and configuration space of a block device.
 
 use std::io;
@@ -8,17 +9,16 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_SIZE_MAX,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::{Disk, SECTOR};
 use super::metrics::BlockMetrics;
-use super::request::execute;
-use crate::virtio::chain::Chain;
+use super::worker::{DiskThread, Shared};
+use crate::end::EndSignal;
+use crate::sandbox::Sandbox;
 use crate::virtio::device::{
-    ActivateArgs, ActivateError, COMMON_FEATURES, DeviceState, VirtioDevice, read_config_from,
-    start,
+    ActivateArgs, ActivateError, COMMON_FEATURES, VirtioDevice, read_config_from,
 };
-use crate::virtio::queue::{End, RingError, Verdict, process};
 
 const QUEUE_SIZES: [u16; 1] = [256];
 
@@ -26,21 +26,18 @@ const QUEUE_SIZES: [u16; 1] = [256];
 pub const SEG_MAX: u32 = 254;
 /// The most bytes in a segment.
 pub const SIZE_MAX: u32 = 64 << 10;
-/// Bytes moved for one event, but for the last request, before others get their turn.
-const MAX_BATCH: usize = 32 << 20;
 
 /// The device.
 #[derive(Debug)]
 pub struct Block {
-    pub(super) events: [EventFd; 1],
-    state: DeviceState,
-    disk: Disk,
+    events: [EventFd; 1],
+    shared: Arc<Shared>,
+    thread: Option<DiskThread>,
     config: [u8; 24],
-    metrics: Arc<BlockMetrics>,
 }
 
 impl Block {
-    /// A device for an open image.
+    /// A device for an open image, still without its thread.
     ///
     /// # Errors
     /// An event cannot be made: too many open files.
@@ -51,53 +48,44 @@ impl Block {
         config[8..12].copy_from_slice(&SIZE_MAX.to_le_bytes());
         config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
         config[20..22].copy_from_slice(&SECTOR.to_le_bytes()[..2]);
+        // Blocking: its thread waits in it.
+        let kick = EventFd::new(0)?;
         Ok(Self {
-            events: [EventFd::new(EFD_NONBLOCK)?],
-            state: DeviceState::Inactive,
-            disk,
+            events: [kick.try_clone()?],
+            shared: Arc::new(Shared::new(kick, disk)),
+            thread: None,
             config,
-            metrics: Arc::default(),
         })
+    }
+
+    /// Starts its thread, in `sandbox`, as that of disk `index`. The driver's requests are done
+    /// there, until the device is dropped; a reset does not wait for them once the VM has ended.
+    ///
+    /// # Errors
+    /// The host has no more threads, or refuses the sandbox.
+    pub fn start_thread(
+        &mut self,
+        index: usize,
+        end: &EndSignal,
+        sandbox: &Sandbox,
+    ) -> io::Result<()> {
+        self.thread = Some(DiskThread::start(index, &self.shared, end, sandbox)?);
+        Ok(())
     }
 
     /// Its counters.
     pub fn metrics(&self) -> Arc<BlockMetrics> {
-        Arc::clone(&self.metrics)
+        Arc::clone(&self.shared.metrics)
     }
 
-    /// Carries out what is in the queue.
-    pub(super) fn process_queue(&mut self) {
-        if let Err(error) = self.try_process_queue() {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "block device stopped"
-            );
-            self.state.fail();
-        }
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
-    fn try_process_queue(&mut self) -> Result<(), RingError> {
-        let Some(active) = self.state.activated() else {
-            return Ok(());
-        };
-        let mem = Arc::clone(&active.mem);
-        let (disk, metrics) = (&self.disk, &self.metrics);
-        let mut left = MAX_BATCH;
-        let progress = process(&mut active.queues[0], &mem, |chain| {
-            if left == 0 {
-                return Verdict::Stop;
-            }
-            left = left.saturating_sub(chain.as_ref().map_or(0, Chain::len));
-            Verdict::Used(execute(chain, disk, metrics))
-        })?;
-        if progress.notify {
-            active.interrupt.queue_used();
-        }
-        if progress.end != End::Empty {
-            // Cannot fail: the counter is far from its limit.
-            let _ = self.events[0].write(1);
-        }
-        Ok(())
+    /// Carries out what is in the queue, as its thread does whenever the driver kicks it.
+    pub fn process_queue(&self) {
+        self.shared.process_queue();
     }
 }
 
@@ -107,7 +95,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let read_only = u64::from(self.disk.is_read_only()) << VIRTIO_BLK_F_RO;
+        let read_only = u64::from(self.shared.disk.is_read_only()) << VIRTIO_BLK_F_RO;
         COMMON_FEATURES
             | 1 << VIRTIO_BLK_F_SIZE_MAX
             | 1 << VIRTIO_BLK_F_SEG_MAX
@@ -129,11 +117,12 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, args: ActivateArgs) -> Result<(), ActivateError> {
-        start(&mut self.state, &self.events, args)
+        Ok(self.shared.start(args)?)
     }
 
     fn reset(&mut self) {
-        self.state = DeviceState::Inactive;
+        let is_over = || self.thread.as_ref().is_none_or(DiskThread::is_over);
+        self.shared.stop(is_over);
     }
 }
 
@@ -251,7 +240,7 @@ mod tests {
         let mut rig = rig(true);
         let (status, used, bytes) = rig.request(GET_ID, 0, &[Piece::write(20)]);
         assert_eq!((status, used), (0, 21));
-        assert_eq!(bytes, rig.device.disk.id());
+        assert_eq!(bytes, rig.device.shared.disk.id());
         assert_eq!(rig.request(GET_ID, 0, &[Piece::write(19)]).0, 1);
     }
 
@@ -360,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn large_requests_take_turns_with_the_rest_of_the_event_loop() {
+    fn the_driver_is_told_of_large_requests_before_the_last_is_done() {
         let mut rig = rig(true);
         rig.device.events[0].read().unwrap();
         let data = Piece::write(1 << 20);

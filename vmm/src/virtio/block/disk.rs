@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! A raw disk image on the host.
 
 use std::fs::{File, OpenOptions};

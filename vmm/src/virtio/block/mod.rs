@@ -1,13 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! virtio block device (virtio 1.2, section 5.2) on a raw disk image.
 //!
 //! [`disk`] is the image on the host (size, lock, identity), [`request`] turns one chain into
-//! one operation on it.
+//! one operation on it, and `worker` is the thread that does so: each disk has its own, for an
+//! image may be slow, or hang.
 
 pub mod device;
 pub mod disk;
-mod event_handler;
 pub mod metrics;
 pub mod request;
+mod worker;
 
 pub use device::Block;
 pub use disk::{Disk, DiskError};

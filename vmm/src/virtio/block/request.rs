@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! One request of the driver: header, data, status (virtio 1.2, section 5.2.6).
 
 use virtio_bindings::virtio_blk::{

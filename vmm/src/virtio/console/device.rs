@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! State of the console, its queues and its configuration space.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The console in the event loop: its queues, the host's files, and the terminal's size.
 
 use event_manager::{EventOps, Events, MutEventSubscriber};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! virtio console (virtio 1.2, section 5.3) with one port: `hvc0` in the guest.
 //!
 //! Nothing is buffered: input goes from the host's file straight into the guest's buffers,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The host's side of a console: files, pipes, sockets or terminals that must not block the
 //! event loop.
 

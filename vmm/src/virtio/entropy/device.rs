@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! State of the entropy device and its one kind of request.
 
 use std::fs::File;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The entropy device in the event loop.
 
 use event_manager::{EventOps, Events, MutEventSubscriber};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! virtio entropy device (virtio 1.2, section 5.4): the host's randomness for the guest.
 
 pub mod device;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The virtio-mmio transport (virtio 1.2, section 4.2, register layout version 2).
 //!
 //! [`status`] decides which status writes a driver may make, [`queue_setup`] holds what it

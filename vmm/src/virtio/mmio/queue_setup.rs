@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What the driver says about a queue before the device starts.
 
 use thiserror::Error;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The device status field (virtio 1.2, sections 2.1 and 3.1.1).
 
 use virtio_bindings::virtio_config::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The transport, driven as a guest's driver does, with a real device behind it.
 
 use std::sync::atomic::{AtomicU64, Ordering};

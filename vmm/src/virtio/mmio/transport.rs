@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The register window of one device.
 
 use std::fmt;
@@ -265,7 +266,7 @@ impl MmioTransport {
     }
 
     fn reset(&mut self) {
-        // Under the device's lock: it is not in the middle of a batch, and starts no other.
+        // When this returns it is not in the middle of a batch, and starts no other.
         lock(&self.device).reset();
         self.interrupt.reset();
         self.status = Status::default();

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! State and configuration space of a virtio-vas device.
 
 use std::io;
@@ -14,6 +15,7 @@ use zerocopy::IntoBytes;
 
 use super::metrics::VasMetrics;
 use super::worker::{Shared, Worker};
+use crate::sandbox::Sandbox;
 use crate::virtio::device::{
     ActivateArgs, ActivateError, COMMON_FEATURES, VirtioDevice, read_config_from,
 };
@@ -25,21 +27,25 @@ const QUEUE_SIZES: [u16; 2] = [256; 2];
 pub struct Vas {
     events: [EventFd; 2],
     server: Arc<Server>,
-    /// None while the driver does not have the device running.
-    workers: Vec<Worker>,
+    /// That of each queue.
+    workers: [Worker; 2],
     metrics: Arc<VasMetrics>,
 }
 
 impl Vas {
-    /// A device in front of a server.
+    /// A device in front of a server, with threads in `sandbox`.
     ///
     /// # Errors
-    /// An event cannot be made: too many open files.
-    pub fn new(server: Arc<Server>) -> io::Result<Self> {
+    /// An event or a thread cannot be made.
+    pub fn new(server: Arc<Server>, sandbox: &Sandbox) -> io::Result<Self> {
+        let events = [EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?];
         Ok(Self {
-            events: [EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?],
+            workers: [
+                Worker::start(0, &events[0], sandbox)?,
+                Worker::start(1, &events[1], sandbox)?,
+            ],
+            events,
             server,
-            workers: Vec::new(),
             metrics: Arc::default(),
         })
     }
@@ -85,19 +91,19 @@ impl VirtioDevice for Vas {
             metrics: Arc::clone(&self.metrics),
             stopping: AtomicBool::new(false),
         });
-        let mut workers = Vec::new();
-        for ((index, queue), event) in args.queues.into_iter().enumerate().zip(&self.events) {
+        for ((worker, queue), event) in self.workers.iter_mut().zip(args.queues).zip(&self.events) {
             // The driver may have filled it already.
             event.write(1)?;
-            workers.push(Worker::start(&shared, index, queue, event)?);
+            worker.serve(&shared, queue)?;
         }
-        self.workers = workers;
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.workers.clear();
-        self.server.reset();
+        for worker in &mut self.workers {
+            worker.stop();
+        }
+        self.workers[0].reset(&self.server);
     }
 }
 
@@ -155,7 +161,7 @@ mod tests {
             populate: true,
         });
         Rig {
-            vas: Vas::new(Arc::new(server)).unwrap(),
+            vas: Vas::new(Arc::new(server), &Sandbox::default()).unwrap(),
             ram,
             _run: run,
             _folder: folder,
@@ -180,7 +186,7 @@ mod tests {
 
     /// Waits for a look at a queue after the first `before`, or for the end of its thread.
     fn wait(device: &Vas, queue: usize, before: u64) {
-        let is_over = || device.workers.get(queue).is_none_or(Worker::is_finished);
+        let is_over = || device.workers[queue].is_finished();
         while device.metrics.rounds[queue].get() <= before && !is_over() {
             std::thread::yield_now();
         }
@@ -326,7 +332,7 @@ mod tests {
         let publish = request(VIRTIO_VAS_OP_PUBLISH, 1, 1, &BLOCK.to_le_bytes());
         assert_eq!(call(&device, &mut driver, REQUESTQ, publish), (0, 1, 0));
         device.reset();
-        assert!(device.workers.is_empty());
+        assert!(device.workers.iter().all(Worker::is_finished));
         let mut driver = start(&mut device);
         // The name is free again, and the old handle is gone.
         let publish = request(VIRTIO_VAS_OP_COMMIT, 0, 1, &[]);

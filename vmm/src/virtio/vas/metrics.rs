@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What the virtio side of the device counts; `mvas_host::server` counts blocks and pages.
 
 use serde::{Serialize, Serializer};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! virtio-vas (`docs/VIRTIO-VAS.md`): moves blocks of guest memory to and from the snapshot
 //! store by remapping them.
 //!

@@ -1,9 +1,13 @@
-//! The thread of a queue.
+// SPDX-License-Identifier: GPL-2.0-only
+//! The threads of the queues.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use mvas_abi::virtio_vas::{
@@ -17,6 +21,7 @@ use zerocopy::IntoBytes;
 
 use super::metrics::VasMetrics;
 use crate::memory::GuestMemory;
+use crate::sandbox::{Role, Sandbox};
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::interrupt::VirtioInterrupt;
 use crate::virtio::queue::{End, RingError, Verdict, process};
@@ -39,71 +44,150 @@ pub(super) struct Shared {
     pub stopping: AtomicBool,
 }
 
-/// A queue's thread; dropping it ends the thread, within the time of one block's copy.
+/// What a thread is asked to do. It answers each, when it is done.
+enum Order {
+    /// Work on a queue until it is told to stop, or the queue is broken.
+    Serve(Arc<Shared>, Queue),
+    /// Forget what the driver has open.
+    Reset(Arc<Server>),
+}
+
+/// The thread of a queue, as long as there is the device. So it is started before the guest, and
+/// what the store needs is done by it and not by a vCPU's thread.
 #[derive(Debug)]
 pub(super) struct Worker {
-    shared: Arc<Shared>,
+    /// None: it is to end.
+    orders: Option<Sender<Order>>,
+    answers: Receiver<()>,
     stop: EventFd,
+    /// While it serves the queue, or has ended that by itself.
+    serves: Option<Arc<Shared>>,
+    /// Its answer to that was taken already, by [`Self::is_finished`].
+    answered: Cell<bool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts the thread of queue `index`, which `kick` is written for.
-    pub fn start(
-        shared: &Arc<Shared>,
-        index: usize,
-        queue: Queue,
-        kick: &EventFd,
-    ) -> io::Result<Self> {
+    /// Starts the thread of queue `index`, which `kick` is written for, and has it enter its
+    /// sandbox.
+    pub fn start(index: usize, kick: &EventFd, sandbox: &Sandbox) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let events = Epoll::new()?;
         for event in [kick, &stop] {
             let readable = EpollEvent::new(EventSet::IN, 0);
             events.ctl(ControlOperation::Add, event.as_raw_fd(), readable)?;
         }
-        let mut work = QueueWork {
-            shared: Arc::clone(shared),
+        let (orders, taken) = channel();
+        let (answer, answers) = channel();
+        let thread = QueueThread {
             index,
-            queue,
             kick: kick.try_clone()?,
             events,
         };
-        let thread = thread::Builder::new()
-            .name(format!("vas{index}"))
-            .spawn(move || work.run())?;
+        let thread = sandbox.spawn(Role::Snapshots, format!("vas{index}"), move || {
+            thread.obey(&taken, &answer);
+        })?;
         Ok(Self {
-            shared: Arc::clone(shared),
+            orders: Some(orders),
+            answers,
             stop,
+            serves: None,
+            answered: Cell::new(false),
             thread: Some(thread),
         })
     }
 
-    /// Whether the thread ended by itself: the driver broke the ring.
+    /// Has it work on a queue.
+    pub fn serve(&mut self, shared: &Arc<Shared>, queue: Queue) -> io::Result<()> {
+        self.stop();
+        self.order(Order::Serve(Arc::clone(shared), queue))?;
+        self.serves = Some(Arc::clone(shared));
+        Ok(())
+    }
+
+    /// Waits until it does not work on its queue any more: no longer than for one block's copy.
+    pub fn stop(&mut self) {
+        let Some(shared) = self.serves.take() else {
+            return;
+        };
+        shared.stopping.store(true, Ordering::SeqCst);
+        // Cannot fail: nobody else writes to it.
+        let _ = self.stop.write(1);
+        if !self.answered.take() {
+            // An error means that it is gone.
+            let _ = self.answers.recv();
+        }
+        // It may have ended by itself, without having taken the event.
+        let _ = self.stop.read();
+    }
+
+    /// Has it close what the driver has open, and waits for that.
+    pub fn reset(&mut self, server: &Arc<Server>) {
+        self.stop();
+        if self.order(Order::Reset(Arc::clone(server))).is_ok() {
+            let _ = self.answers.recv();
+        }
+    }
+
+    /// Whether it does not work on its queue, or not any more: the driver broke the ring.
     #[cfg(test)]
     pub fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        let answered = || self.answered.get() || self.answers.try_recv().is_ok();
+        self.answered.set(self.serves.is_some() && answered());
+        self.serves.is_none() || self.answered.get()
+    }
+
+    fn order(&self, order: Order) -> io::Result<()> {
+        let sent = self.orders.as_ref().map(|orders| orders.send(order));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            _ => Err(io::Error::other("the thread of a virtio-vas queue is gone")),
+        }
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        // Cannot fail: nobody else writes to it.
-        let _ = self.stop.write(1);
+        self.stop();
+        self.orders = None;
         if let Some(thread) = self.thread.take() {
-            // A panic was reported by `QueueWork::run`.
+            // Panics were reported by `QueueWork::run`.
             let _ = thread.join();
         }
     }
 }
 
-struct QueueWork {
-    shared: Arc<Shared>,
+struct QueueThread {
     index: usize,
-    queue: Queue,
     kick: EventFd,
     /// The kick, and the end.
     events: Epoll,
+}
+
+impl QueueThread {
+    fn obey(&self, orders: &Receiver<Order>, answer: &Sender<()>) {
+        for order in orders {
+            // A panic costs the driver its device, not the device its thread.
+            let _ = catch_unwind(AssertUnwindSafe(|| match order {
+                Order::Serve(shared, queue) => QueueWork {
+                    thread: self,
+                    shared,
+                    queue,
+                }
+                .run(),
+                Order::Reset(server) => server.reset(),
+            }));
+            if answer.send(()).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+struct QueueWork<'a> {
+    thread: &'a QueueThread,
+    shared: Arc<Shared>,
+    queue: Queue,
 }
 
 fn unless_interrupted(error: io::Error) -> io::Result<usize> {
@@ -113,8 +197,8 @@ fn unless_interrupted(error: io::Error) -> io::Result<usize> {
     }
 }
 
-impl QueueWork {
-    fn run(&mut self) {
+impl QueueWork<'_> {
+    fn run(mut self) {
         let _guard = FailOnPanic(Arc::clone(&self.shared));
         while self.wait() {
             if let Err(error) = self.process_queue() {
@@ -123,14 +207,14 @@ impl QueueWork {
                 self.shared.stopping.store(true, Ordering::SeqCst);
                 self.shared.interrupt.device_error();
             }
-            self.shared.metrics.rounds[self.index].inc();
+            self.shared.metrics.rounds[self.thread.index].inc();
         }
     }
 
     /// Waits for a kick; false if the thread should end.
     fn wait(&self) -> bool {
         loop {
-            let waited = self.events.wait(-1, &mut [EpollEvent::default()]);
+            let waited = self.thread.events.wait(-1, &mut [EpollEvent::default()]);
             if let Err(error) = waited.or_else(unless_interrupted) {
                 tracing::error!(%error, "cannot wait for the virtio-vas queue");
                 return false;
@@ -139,7 +223,7 @@ impl QueueWork {
                 return false;
             }
             // It is non-blocking: an event that somebody else emptied is no event.
-            if self.kick.read().is_ok() {
+            if self.thread.kick.read().is_ok() {
                 return true;
             }
         }

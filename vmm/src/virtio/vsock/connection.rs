@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! One stream: its state, its flow control, and its Unix socket.
 
 use std::collections::VecDeque;
@@ -255,7 +256,7 @@ impl Connection {
         if self.host_gone {
             written = data.len();
         } else if self.buffer.is_empty() && !data.is_empty() {
-            match retry(|| data.write_to(self.socket.as_fd())) {
+            match retry(|| data.send_to(self.socket.as_fd())) {
                 Ok(len) => written = len,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => {

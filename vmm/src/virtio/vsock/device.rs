@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! State of the vsock device, and its queues.
 
 use std::path::Path;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The vsock device in the event loop: its queues, and all of its Unix sockets as one event.
 
 use std::os::fd::AsRawFd;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The host's Unix sockets: the one that listens, those that the guest connects to, and what
 //! a client of the host says first.
 

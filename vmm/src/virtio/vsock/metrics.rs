@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! What a vsock device counts.
 
 use serde::Serialize;

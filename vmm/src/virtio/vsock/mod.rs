@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! virtio socket device (virtio 1.2, section 5.10): streams between guest and host.
 //!
 //! On the host each stream is a Unix socket, by Firecracker's convention:

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! All streams of a guest: which packet is for which, and who speaks next.
 
 use std::collections::{HashMap, VecDeque};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The header of a vsock packet (virtio 1.2, section 5.10.6).
 //!
 //! rust-vmm's `virtio-vsock` has one too, but its packets are at most two descriptors, and a

@@ -85,11 +85,16 @@ struct vas_open {
  * this process, those of droppable memory, too: PAGEMAP_SCAN reports none, and
  * what smaps counts is zero.
  *
+ * What a running thread writes meanwhile may be in the VAS or not.  With STOPPED
+ * that is an error: no thread of the process may run, and the caller sees to it
+ * that none goes on before the ioctl returns.
+ *
  * ENOTEMPTY: it holds a capture; ENOENT: it was deleted; ESTALE: HIDE, and the
- * session has closed; ESRCH: the task has exited or is being OOM-killed; EACCES:
- * no ptrace access; ENOMEM; EINTR: a fatal signal.
+ * session has closed; EBUSY: STOPPED, and it runs; ESRCH: the task has exited or
+ * is being OOM-killed; EACCES: no ptrace access; ENOMEM; EINTR: a fatal signal.
  */
 #define VAS_CAPTURE_HIDE	(1U << 0)
+#define VAS_CAPTURE_STOPPED	(1U << 1)	/* by ptrace, or by a signal */
 
 struct vas_capture {
 	__s32 pidfd;		/* in: needs PTRACE_MODE_ATTACH */
@@ -122,13 +127,15 @@ struct vas_capture {
  * ENODATA: nothing was captured yet; ENOENT: it has nothing in the range (a
  * whole VAS may have nothing: that of a task that has only just begun); EFAULT:
  * the target has nothing mapped where it should; EBUSY: or something that is not
- * eligible; EPERM: or that is sealed; others as for a capture.
+ * eligible, or with STOPPED, it runs; EPERM: or that is sealed; others as for a
+ * capture.
  *
  * A cold VAS is filled from the store first, all of it; it stays cold if that
  * fails.  ESTALE: its snapshot is no longer in the store; ENODEV, EIO: the store
  * is gone, or failed; ENOMEM: also where there are not enough huge pages.
  */
 #define VAS_ATTACH_CLONE	(1U << 0)	/* others go on from this memory, too */
+#define VAS_ATTACH_STOPPED	(1U << 1)	/* as for a capture */
 
 struct vas_attach {
 	__s32 pidfd;		/* in: needs PTRACE_MODE_ATTACH */
@@ -226,7 +233,9 @@ struct vas_label {
  * Fails at once with EEXIST: the store has the name; ENODATA: a VAS is empty;
  * EBUSY: being drained; EALREADY: in the store; ENOENT, EACCES.  And, with SYNC
  * from here, else in @drain_error: ENOSPC: the store is full; ECANCELED: a VAS
- * was deleted; EINVAL: it takes no such label; EIO, ENODEV, ENOMEM.  After a failure the store has nothing of it,
+ * was deleted; EINVAL: it takes no such label; EMFILE: the list of where its pages
+ * are is longer than a store takes, 24 bytes for each run of pages (64 MiB: 2.8
+ * million runs); EIO, ENODEV, ENOMEM.  After a failure the store has nothing of it,
  * and the VASes are hot.
  */
 #define VAS_DRAIN_SYNC		(1U << 0)	/* wait until it is in the store */
@@ -310,14 +319,15 @@ struct vas_store_label {
 };
 
 /*
- * Saves the registers and the signal mask of a task that the caller traces and has
- * stopped, if the session has not got them, and @len bytes of its memory.  Where
- * the caller exits while it traces the task, however that happens, all of it is
- * put back before the task goes on, and what the task was made to do meanwhile is
- * cut short.  So call it before changing anything.  For a tracer with one thread,
- * and tasks that it traces by PTRACE_SEIZE.
+ * Saves the registers and signals of a task that the caller traces by PTRACE_SEIZE
+ * and has stopped by PTRACE_INTERRUPT, if there is no guard of it yet, and @len
+ * bytes of its memory.  Where the calling thread exits while it traces the task,
+ * however that happens, all of it is put back before the task goes on, and what the
+ * task was made to do meanwhile is cut short.  So call it before changing anything.
+ * A detach ends the guard.
  *
- * ESRCH: not traced by the caller, or not stopped; EFAULT: no such memory; ENOMEM.
+ * ESRCH: not traced by the caller, or not stopped; EBUSY: stopped elsewhere than by
+ * PTRACE_INTERRUPT or a group stop; EFAULT: no such memory; ENOMEM.
  */
 #define VAS_GUARD_MAX		64
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! Flow control, fairness, and many bytes.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 //! The vsock device between a guest's driver (its queues) and the host's real Unix sockets.
 
 mod flow;

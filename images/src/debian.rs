@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Packages of a Debian release, which need not be this machine's.
+
+use std::path::Path;
+use std::process::Command;
+
+/// The release: its guest has CRIU 4.1, its emulator is QEMU 10.
+pub(crate) const SUITE: &str = "trixie";
+
+/// `mmdebstrap`, which puts `packages` into the tar file `out`. Options may be added.
+pub(crate) fn mmdebstrap(variant: &str, packages: &[&str], out: &Path) -> Command {
+    let mut command = Command::new("mmdebstrap");
+    command
+        .arg(format!("--variant={variant}"))
+        .arg("--aptopt=Acquire::Retries \"3\"")
+        .arg(format!("--include={}", packages.join(",")))
+        .arg(SUITE)
+        .arg(out);
+    command
+}
