@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mvas_host::store::{Store, StoreOptions};
+use nix::unistd::Pid;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use virtio_bindings::virtio_mmio::*;
 use vm_memory::{Bytes, GuestAddress};
@@ -137,6 +138,9 @@ fn with_hanging_disk(code: &[u8], test: impl FnOnce(&dyn Fn() -> bool, &Receiver
         let frozen = Frozen::new(mounted);
         let hangs = Driver::request(&machine, 0, VIRTIO_BLK_T_OUT);
         let works = Driver::request(&machine, 1, VIRTIO_BLK_T_IN);
+        while !frozen.hangs(Pid::this()) {
+            thread::yield_now();
+        }
         let mem = machine.ram.memory().clone();
         let (tell, told) = channel();
         thread::scope(|scope| {

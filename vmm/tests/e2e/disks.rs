@@ -10,17 +10,6 @@ use nix::unistd::Pid;
 use crate::frozen::{Frozen, in_ext4};
 use crate::host::{Vm, output, show, succeed, text, wait_for};
 
-/// The state of a thread, as `ps` has it.
-fn state(pid: i32, thread: &str) -> Option<char> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-    let stats = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok());
-    let mut states = stats.filter_map(|stat| {
-        let (name, rest) = stat.rsplit_once(") ")?;
-        (name.split_once('(')?.1 == thread).then(|| rest.chars().next())?
-    });
-    states.next()
-}
-
 /// Starts a VM whose second disk hangs in a write.
 fn with_hanging_disk(name: &str, test: impl FnOnce(&Vm, Frozen) + Send) {
     in_ext4(|mounted: &Path| {
@@ -31,8 +20,8 @@ fn with_hanging_disk(name: &str, test: impl FnOnce(&Vm, Frozen) + Send) {
         let write = "dd if=/dev/zero of=/dev/vdb bs=4k count=1 oflag=direct </dev/null >&0 2>&0 &";
         let asked = vm.exec(&["sh", "-c", write]);
         assert!(asked.status.success(), "{}", show(&asked));
-        let pid = vm.pid();
-        wait_for("the disk to hang", || state(pid, "disk1") == Some('D'));
+        let pid = Pid::from_raw(vm.pid());
+        wait_for("the disk to hang", || frozen.hangs(pid));
         test(&vm, frozen);
     });
 }

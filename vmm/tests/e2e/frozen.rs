@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! A file system whose files hang: whoever writes to one waits, and no signal helps.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::Pid;
 
 /// Of linux/fs.h: `_IOWR('X', 119, int)` and `_IOWR('X', 120, int)`.
 const FIFREEZE: libc::c_ulong = 0xc004_5877;
@@ -31,7 +32,7 @@ pub fn in_ext4(test: impl FnOnce(&Path) + Send) {
 fn make(dir: &Path) -> io::Result<()> {
     let (image, mounted) = (dir.join("image"), dir.join("mounted"));
     File::create(&image)?.set_len(64 << 20)?;
-    std::fs::create_dir(&mounted)?;
+    fs::create_dir(&mounted)?;
     succeed(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none: Option<&str> = None;
@@ -53,7 +54,10 @@ fn succeed(command: &mut Command) -> io::Result<()> {
 }
 
 /// While it lives, whoever writes to this file system hangs.
-pub struct Frozen(File);
+pub struct Frozen {
+    dir: File,
+    mounted: PathBuf,
+}
 
 impl Frozen {
     pub fn new(mounted: &Path) -> Self {
@@ -61,13 +65,32 @@ impl Frozen {
         // SAFETY: freezes the file system; it reads and writes no memory.
         let result = unsafe { libc::ioctl(dir.as_raw_fd(), FIFREEZE, 0) };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
-        Self(dir)
+        let mounted = mounted.to_owned();
+        Self { dir, mounted }
+    }
+
+    /// Whether a thread of process `pid` is in a system call on one of its files. What it was
+    /// asked to do is under way then, and not just about to be.
+    pub fn hangs(&self, pid: Pid) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+        tasks.flatten().any(|task| {
+            let call = fs::read_to_string(task.path().join("syscall")).unwrap_or_default();
+            // Its number and its arguments, or that it runs.
+            let first = call
+                .split_once(" 0x")
+                .and_then(|(_, rest)| rest.split(' ').next());
+            let Some(Ok(fd)) = first.map(|fd| u32::from_str_radix(fd, 16)) else {
+                return false;
+            };
+            let file = fs::read_link(format!("/proc/{pid}/fd/{fd}"));
+            file.is_ok_and(|file| file.starts_with(&self.mounted))
+        })
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
         // SAFETY: as above.
-        unsafe { libc::ioctl(self.0.as_raw_fd(), FITHAW, 0) };
+        unsafe { libc::ioctl(self.dir.as_raw_fd(), FITHAW, 0) };
     }
 }

@@ -228,6 +228,8 @@ mod tests {
     use std::path::Path;
     use std::thread;
 
+    use nix::unistd::Pid;
+
     use super::*;
     use crate::test_frozen::{Frozen, in_ext4};
     use crate::virtio::block::Block;
@@ -273,6 +275,12 @@ mod tests {
         }
     }
 
+    fn wait_until_hung(frozen: &Frozen) {
+        while !frozen.hangs(Pid::this()) {
+            thread::yield_now();
+        }
+    }
+
     #[test]
     fn requests_are_done_whenever_the_driver_kicks() {
         let mut block = in_memory();
@@ -314,9 +322,7 @@ mod tests {
                 driver.send(0, &request(1));
             }
             kick(&block);
-            while !block.shared().lock().works {
-                thread::yield_now();
-            }
+            wait_until_hung(&frozen);
             thread::scope(|scope| {
                 let frozen = frozen;
                 let reset = scope.spawn(|| block.reset());
@@ -377,9 +383,7 @@ mod tests {
             let frozen = Frozen::new(mounted);
             driver.send(0, &request(1));
             kick(&block);
-            while !block.shared().lock().works {
-                thread::yield_now();
-            }
+            wait_until_hung(&frozen);
             drop(block);
             assert!(shared.upgrade().is_some());
             drop(frozen);
