@@ -20,7 +20,7 @@ TEST_F(vas, without_a_store_all_of_it_is_refused)
 	EXPECT_EQ(-EOPNOTSUPP, evict(self->fd, NULL));
 	EXPECT_EQ(-EOPNOTSUPP, load(self->session, "x", NULL, &count));
 	EXPECT_EQ(-EOPNOTSUPP, store_delete(self->session, "x"));
-	EXPECT_EQ(-EOPNOTSUPP, store_label(self->session, "x", "text"));
+	EXPECT_EQ(-EOPNOTSUPP, store_label(self->session, "x", "", "text"));
 	EXPECT_EQ(-EOPNOTSUPP, store_find(self->session, "x", &one));
 	EXPECT_EQ(VAS_STORE_HOT, store_state(self->fd));
 }
@@ -57,8 +57,8 @@ TEST_F(vas, bad_arguments_are_refused)
 	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->session, VAS_IOC_STORE_LIST, &list)));
 	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->session, VAS_IOC_STORE_LOAD, &l)));
 	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->session, VAS_IOC_STORE_DELETE, &del)));
-	EXPECT_EQ(-EINVAL, store_label(self->session, "a/b", "text"));
-	EXPECT_EQ(-EINVAL, store_label(self->session, "", "text"));
+	EXPECT_EQ(-EINVAL, store_label(self->session, "a/b", "", "text"));
+	EXPECT_EQ(-EINVAL, store_label(self->session, "", "", "text"));
 	memset(&text, 'a', sizeof(text));
 	text.name[1] = 0;
 	EXPECT_EQ(-EINVAL, ret_errno(ioctl(self->session, VAS_IOC_STORE_LABEL, &text)));

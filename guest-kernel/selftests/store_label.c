@@ -68,12 +68,15 @@ TEST_F(vas, a_label_in_the_store_can_be_changed)
 	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
 	ASSERT_EQ(0, vas_set_label(self->fd, "before"));
 	ASSERT_EQ(0, drain_one(self->session, name, self->fd));
-	EXPECT_EQ(0, store_label(self->session, name, longest));
+	EXPECT_EQ(-ESTALE, store_label(self->session, name, "", longest));
+	EXPECT_EQ(-ESTALE, store_label(self->session, name, "befor", longest));
+	EXPECT_STREQ("before", stored_label(self->session, name));
+	EXPECT_EQ(0, store_label(self->session, name, "before", longest));
 	EXPECT_STREQ(longest, stored_label(self->session, name));
 	EXPECT_STREQ("before", vas_get_label(self->fd));
-	EXPECT_EQ(0, store_label(self->session, name, ""));
+	EXPECT_EQ(0, store_label(self->session, name, longest, ""));
 	EXPECT_STREQ("", stored_label(self->session, name));
-	EXPECT_EQ(-ENOENT, store_label(self->session, "nobody", "text"));
+	EXPECT_EQ(-ENOENT, store_label(self->session, "nobody", "", "text"));
 	/* It is still the snapshot that it was. */
 	EXPECT_EQ(0, evict(self->fd, NULL));
 	EXPECT_EQ(0, store_delete(self->session, name));
@@ -91,7 +94,7 @@ TEST_F(vas, a_label_that_is_no_text_stays_out_of_the_store)
 	EXPECT_EQ(VAS_STORE_HOT, store_state(self->fd));
 	ASSERT_EQ(0, vas_set_label(self->fd, "text"));
 	ASSERT_EQ(0, drain_one(self->session, name, self->fd));
-	EXPECT_EQ(-EINVAL, store_label(self->session, name, "two\nlines"));
+	EXPECT_EQ(-EINVAL, store_label(self->session, name, "text", "two\nlines"));
 	EXPECT_STREQ("text", stored_label(self->session, name));
 	EXPECT_EQ(0, store_delete(self->session, name));
 }
@@ -105,7 +108,7 @@ static long t_label_as_nobody(ulong session, ulong name, ulong unused)
 	data[1].effective = data[1].permitted = 1U << (CAP_CHECKPOINT_RESTORE - 32);
 	if (syscall(SYS_capset, &head, data))
 		return -errno;
-	return store_label(vas_session(), "anything", "theirs");
+	return store_label(vas_session(), "anything", "", "theirs");
 }
 
 TEST_F(vas, labels_in_the_store_are_not_for_everybody)

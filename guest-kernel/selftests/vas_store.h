@@ -87,11 +87,13 @@ static inline int store_delete(int session, const char *name)
 	return ret_errno(ioctl(session, VAS_IOC_STORE_DELETE, &arg));
 }
 
-static inline int store_label(int session, const char *name, const char *label)
+static inline int store_label(int session, const char *name,
+			      const char *expected, const char *label)
 {
 	struct vas_store_label arg = {};
 
 	snprintf(arg.name, sizeof(arg.name), "%s", name);
+	snprintf(arg.expected, sizeof(arg.expected), "%s", expected);
 	snprintf(arg.label, sizeof(arg.label), "%s", label);
 	return ret_errno(ioctl(session, VAS_IOC_STORE_LABEL, &arg));
 }

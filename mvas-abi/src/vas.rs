@@ -342,6 +342,8 @@ pub struct VasStoreLabel {
     pub name: [u8; VAS_NAME_MAX],
     /// NUL-terminated text.
     pub label: [u8; VAS_LABEL_MAX],
+    /// NUL-terminated text: the label that it has.
+    pub expected: [u8; VAS_LABEL_MAX],
 }
 
 /// `struct vas_guard`.

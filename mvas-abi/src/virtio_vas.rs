@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// The device id; not assigned by OASIS.
 pub const VIRTIO_VAS_DEVICE_ID: u32 = 0x8056;
 /// Version of the interface.
-pub const VIRTIO_VAS_VERSION: u32 = 2;
+pub const VIRTIO_VAS_VERSION: u32 = 3;
 /// Queue for everything but RELEASE.
 pub const VIRTIO_VAS_REQUESTQ: u32 = 0;
 /// Queue for RELEASE.
@@ -85,6 +85,8 @@ pub const VIRTIO_VAS_S_BAD_META: u32 = 8;
 pub const VIRTIO_VAS_S_LIMIT: u32 = 9;
 /// Status: the host failed.
 pub const VIRTIO_VAS_S_HOST: u32 = 10;
+/// Status: the label is not the one expected.
+pub const VIRTIO_VAS_S_CHANGED: u32 = 11;
 
 /// [`VirtioVasMap::kind`], [`VirtioVasMetaRun::kind`]: what PUBLISH made.
 pub const VIRTIO_VAS_KIND_BLOCKS: u32 = 0;
@@ -173,6 +175,8 @@ wire! {
         name: [u8; VIRTIO_VAS_NAME_MAX],
         /// The label, zeroes after it.
         label: [u8; VIRTIO_VAS_LABEL_MAX],
+        /// The one that a complete snapshot has, zeroes after it; all zeroes for a draft.
+        expected: [u8; VIRTIO_VAS_LABEL_MAX],
     }
 }
 

@@ -96,7 +96,7 @@ fn vas() -> Mirror {
     check_struct!(m, VasDrain = "vas_drain" { name, ids, count, flags, reserved });
     check_struct!(m, VasUsage = "vas_usage" { own_pages, shared_pages });
     check_struct!(m, VasLabel = "vas_label" { label });
-    check_struct!(m, VasStoreLabel = "vas_store_label" { name, label });
+    check_struct!(m, VasStoreLabel = "vas_store_label" { name, label, expected });
     check_struct!(m, VasGuard = "vas_guard" { tid, flags, addr, len, reserved });
     check_struct!(m, VasEvict = "vas_evict" { flags, reserved, pages });
     check_struct!(m, VasStoreSnapshot = "vas_store_snapshot" {
@@ -170,7 +170,7 @@ fn virtio_vas() -> Mirror {
     check_struct!(m, VirtioVasSnapshot = "virtio_vas_snapshot" {
         name, created_ns, meta_bytes, blocks, packed_pages, bytes, reserved, label,
     });
-    check_struct!(m, VirtioVasLabel = "virtio_vas_label" { name, label });
+    check_struct!(m, VirtioVasLabel = "virtio_vas_label" { name, label, expected });
     check_struct!(m, VirtioVasMeta = "virtio_vas_meta" { magic, version, vases, reserved });
     check_struct!(m, VirtioVasMetaVas = "virtio_vas_meta_vas" {
         name, mode, vmas, runs, reserved,
@@ -219,6 +219,7 @@ fn virtio_vas() -> Mirror {
         VIRTIO_VAS_S_BAD_META,
         VIRTIO_VAS_S_LIMIT,
         VIRTIO_VAS_S_HOST,
+        VIRTIO_VAS_S_CHANGED,
         VIRTIO_VAS_KIND_BLOCKS,
         VIRTIO_VAS_KIND_PACKED,
         VIRTIO_VAS_META_MAGIC,

@@ -25,6 +25,7 @@ pub enum Status {
     BadMeta = VIRTIO_VAS_S_BAD_META,
     Limit = VIRTIO_VAS_S_LIMIT,
     Host = VIRTIO_VAS_S_HOST,
+    Changed = VIRTIO_VAS_S_CHANGED,
 }
 
 /// Why a request was not done, or not all of it.
@@ -81,6 +82,7 @@ impl ServerError {
             Self::Store(error) => match error {
                 StoreError::Name(_) | StoreError::Label => Status::BadRequest,
                 StoreError::NotFound(_) => Status::NotFound,
+                StoreError::Relabelled(_) => Status::Changed,
                 StoreError::Exists(_) | StoreError::Drafted(_) => Status::Exists,
                 StoreError::Limit { .. } | StoreError::Promised { .. } | StoreError::Full(_) => {
                     Status::NoSpace

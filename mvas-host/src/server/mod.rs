@@ -160,7 +160,7 @@ impl Server {
                 draft.draft.label = label;
                 Ok(())
             }),
-            Request::LabelComplete(name, label) => self.label(&name, &label),
+            Request::Relabel { name, from, to } => self.relabel(&name, &from, &to),
         }
     }
 
@@ -256,9 +256,9 @@ impl Server {
         Ok(())
     }
 
-    fn label(&self, name: &SnapshotName, label: &Label) -> Result<(), ServerError> {
+    fn relabel(&self, name: &SnapshotName, from: &Label, to: &Label) -> Result<(), ServerError> {
         let store = self.run.store();
-        Ok(store.set_label(name, label, |head| self.is_granted(head))?)
+        Ok(store.set_label(name, from, to, |head| self.is_granted(head))?)
     }
 
     fn delete(&self, name: &SnapshotName, created_ns: u64) -> Result<(), ServerError> {

@@ -74,8 +74,15 @@ pub enum Request<'a> {
     Delete(SnapshotName, u64),
     /// Gives a draft its label.
     LabelDraft(Handle, Label),
-    /// Gives a complete snapshot another label.
-    LabelComplete(SnapshotName, Label),
+    /// Gives a complete snapshot another label than the one that it has.
+    Relabel {
+        /// The snapshot.
+        name: SnapshotName,
+        /// The label that it has.
+        from: Label,
+        /// The label that it gets.
+        to: Label,
+    },
 }
 
 /// Reads a request and its payload.
@@ -195,15 +202,27 @@ fn padded(field: &[u8]) -> Result<&str, ServerError> {
 }
 
 fn label<'a>(payload: &[u8], handle: Handle) -> Result<Request<'a>, ServerError> {
-    let VirtioVasLabel { name, label } = VirtioVasLabel::ref_from_bytes(payload)
+    let sent = VirtioVasLabel::ref_from_bytes(payload)
         .map_err(|_| ServerError::BadRequest("its length is not that of a label"))?;
-    let label = padded(label)?
-        .parse()
-        .map_err(|_| ServerError::BadRequest("a label has no control characters"))?;
-    match handle {
-        Handle(0) => Ok(Request::LabelComplete(snapshot_name(name)?, label)),
-        _ if name.iter().all(|byte| *byte == 0) => Ok(Request::LabelDraft(handle, label)),
-        _ => Err(ServerError::BadRequest("it names a draft and a snapshot")),
+    let text = |field| {
+        let text: Label = padded(field)?
+            .parse()
+            .map_err(|_| ServerError::BadRequest("a label has no control characters"))?;
+        Ok::<_, ServerError>(text)
+    };
+    let (to, from) = (text(&sent.label)?, text(&sent.expected)?);
+    if handle == Handle(0) {
+        let name = snapshot_name(&sent.name)?;
+        return Ok(Request::Relabel { name, from, to });
+    }
+    match sent
+        .name
+        .iter()
+        .chain(&sent.expected)
+        .all(|byte| *byte == 0)
+    {
+        true => Ok(Request::LabelDraft(handle, to)),
+        false => Err(ServerError::BadRequest("it is for a draft and a snapshot")),
     }
 }
 
@@ -348,7 +367,11 @@ mod tests {
             ),
             (
                 request(13, 0, 0, 0, &label_field("db", "")),
-                Request::LabelComplete(name, Label::default()),
+                Request::Relabel {
+                    name,
+                    from: Label::default(),
+                    to: Label::default(),
+                },
             ),
         ];
         for (bytes, expected) in cases {
@@ -439,6 +462,7 @@ mod tests {
             field
         };
         let (name, label) = (0, VIRTIO_VAS_NAME_MAX);
+        let expected = label + VIRTIO_VAS_LABEL_MAX;
         for (handle, payload) in [
             (1, label_field("db", "x")),
             (0, label_field("", "x")),
@@ -446,12 +470,15 @@ mod tests {
             (1, padded_with(name + 127, 1)),
             (1, padded_with(label + 1023, b'x')),
             (1, padded_with(label, 0xff)),
+            (1, padded_with(expected, b'x')),
+            (0, padded_with(expected, 0xff)),
+            (0, padded_with(expected, b'\n')),
             (1, padded_with(label, 0xed)),
             (1, label_field("", "a\nb")),
             (1, label_field("", "\x1b[2J")),
             (1, label_field("", "\x7f")),
             (1, label_field("", "\u{9b}2J")),
-            (1, label_field("", &"x".repeat(1024))),
+            (1, padded_with(expected + 1023, b'x')),
         ] {
             let bytes = request(13, 0, handle, 0, &payload);
             assert_eq!(status(&bytes), Status::BadRequest, "{handle} {payload:?}");

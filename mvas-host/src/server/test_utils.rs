@@ -67,10 +67,10 @@ pub fn name_field(name: &str) -> Vec<u8> {
     field
 }
 
-/// The payload of LABEL.
+/// The payload of LABEL, where no label is expected.
 pub fn label_field(name: &str, label: &str) -> Vec<u8> {
     let mut field = name_field(name);
     field.extend(label.as_bytes());
-    field.resize(128 + 1024, 0);
+    field.resize(128 + 2 * 1024, 0);
     field
 }

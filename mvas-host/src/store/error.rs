@@ -28,6 +28,9 @@ pub enum StoreError {
     /// Text that cannot be a label.
     #[error("a snapshot's label has at most 1023 bytes of text without control characters")]
     Label,
+    /// It has another label than the one expected.
+    #[error("the label of snapshot `{0}` was changed meanwhile: read it once more")]
+    Relabelled(SnapshotName),
     /// Text that is no run ID.
     #[error("{0:?} is not the ID of a VM run: those have 16 hexadecimal digits")]
     RunId(String),

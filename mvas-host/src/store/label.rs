@@ -50,15 +50,17 @@ impl FromStr for Label {
 }
 
 impl Store {
-    /// Gives a complete snapshot that `may` be labelled another label, at once: whoever reads
-    /// it, and whenever this process is killed, it has the one or the other.
+    /// Gives a complete snapshot that `may` be labelled, and has the label `from`, the label `to`,
+    /// at once: whoever reads it, and whenever this process is killed, it has the one or the
+    /// other.
     ///
     /// # Errors
-    /// There is no such snapshot or it may not be, or there is no space.
+    /// There is no such snapshot or it may not be; it has another label; there is no space.
     pub fn set_label(
         &self,
         name: &SnapshotName,
-        label: &Label,
+        from: &Label,
+        to: &Label,
         may: impl Fn(&Head) -> bool,
     ) -> Result<(), StoreError> {
         let locked = self.lock()?;
@@ -66,7 +68,10 @@ impl Store {
         if !catalog.heads.iter().any(|(n, head)| n == name && may(head)) {
             return Err(StoreError::NotFound(name.clone()));
         }
-        locked.put_label(name, label)
+        if locked.label(name)? != *from {
+            return Err(StoreError::Relabelled(name.clone()));
+        }
+        locked.put_label(name, to)
     }
 }
 

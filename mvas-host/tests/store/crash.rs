@@ -17,7 +17,7 @@ use fastrand::Rng;
 use mvas_host::store::{BLOCK, Extent, OpenSnapshot, StoreError, StoreRun};
 
 use crate::support::{
-    Shm, blocks, fill, label, metadata, name, open, own, publish, ram_bytes, shows,
+    Shm, blocks, fill, label, metadata, name, open, own, publish, ram_bytes, relabel, shows,
 };
 
 const STORE: &str = "MVAS_TEST_STORE";
@@ -44,7 +44,7 @@ fn worker() {
     let seed = env::var(SEED).unwrap().parse().unwrap();
     match env::var(JOB).unwrap().as_str() {
         "compete" => crate::processes::compete(Path::new(&store), seed),
-        "label" => crate::labels::relabel(Path::new(&store)),
+        "label" => crate::labels::relabel_for_ever(Path::new(&store)),
         "use" => crate::processes::use_until_told(Path::new(&store)),
         letter => work(Path::new(&store), letter, Rng::with_seed(seed)),
     }
@@ -121,7 +121,7 @@ fn work(path: &Path, letter: &str, mut random: Rng) {
                 6 | 7 if !made.is_empty() => {
                     let snapshot = &made[random.usize(..made.len())];
                     let text = label(&label_of(snapshot, random.usize(..1000)));
-                    store.set_label(&name(snapshot), &text, |_| true).unwrap();
+                    relabel(&store, snapshot, text.as_str()).unwrap();
                 }
                 _ => {}
             }

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
 
 use crate::support::{
-    MIB, fill, label, metadata, name, open, own, private_folder, shows, snapshot,
+    MIB, fill, label, metadata, name, open, own, private_folder, relabel, shows, snapshot,
 };
 
 /// Runs `test` where `path` is a tmpfs of this size, of which nobody else knows.
@@ -123,7 +123,7 @@ fn without_room_a_snapshot_keeps_the_label_it_has() {
         let store = open(&path);
         let run = store.start_run("vm", BLOCK).unwrap();
         drop(snapshot(&run, "s", &[0]).unwrap());
-        let set = |text: &str| store.set_label(&name("s"), &label(text), |_| true);
+        let set = |text: &str| relabel(&store, "s", text);
         set("old").unwrap();
         fill_but(&path.join("ballast"), 0);
         let refused = set("new").unwrap_err();

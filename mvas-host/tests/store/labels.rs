@@ -10,7 +10,7 @@ use fastrand::Rng;
 use mvas_host::store::{BLOCK, Label, StoreError};
 
 use crate::crash::{kill, start, tell, wait_begun};
-use crate::support::{MIB, Shm, fill, label, name, open, publish, snapshot};
+use crate::support::{MIB, Shm, fill, label, name, open, publish, relabel, snapshot};
 
 /// The label that a reader sees.
 fn seen(shm: &Shm, snapshot: &str) -> String {
@@ -25,7 +25,7 @@ fn files(shm: &Shm) -> usize {
 }
 
 fn set(shm: &Shm, snapshot: &str, text: &str) -> Result<(), StoreError> {
-    shm.store.set_label(&name(snapshot), &label(text), |_| true)
+    relabel(&shm.store, snapshot, text)
 }
 
 #[test]
@@ -67,10 +67,49 @@ fn only_a_complete_snapshot_that_may_be_labelled_gets_a_label() {
     drop(snapshot(&run, "s", &[0]).unwrap());
     let refused = shm
         .store
-        .set_label(&name("s"), &label("x"), |head| head.vm == "other");
+        .set_label(&name("s"), &label(""), &label("x"), |head| {
+            head.vm == "other"
+        });
     assert!(matches!(refused, Err(StoreError::NotFound(_))));
     assert_eq!(seen(&shm, "s"), "");
     shm.is_right();
+}
+
+/// Whoever changes what he has read knows that nobody has changed it meanwhile.
+#[test]
+fn of_many_who_count_in_a_label_none_is_lost() {
+    const EACH: u32 = 50;
+    let shm = Shm::new();
+    let run = shm.store.start_run("vm", 4 * MIB).unwrap();
+    drop(snapshot(&run, "s", &[0]).unwrap());
+    let refused = shm
+        .store
+        .set_label(&name("s"), &label("x"), &label("y"), |_| true);
+    assert!(matches!(refused, Err(StoreError::Relabelled(_))));
+    assert_eq!(seen(&shm, "s"), "");
+
+    let count = || {
+        let store = open(shm.path());
+        let mut counted = 0;
+        while counted < EACH {
+            let (_, from) = store.labelled(|_| true).unwrap().remove(0);
+            let count: u32 = from.as_str().parse().unwrap_or_default();
+            let to = label(&(count + 1).to_string());
+            match store.set_label(&name("s"), &from, &to, |_| true) {
+                Err(StoreError::Relabelled(_)) => {}
+                set => {
+                    set.unwrap();
+                    counted += 1;
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(count);
+        }
+    });
+    assert_eq!(seen(&shm, "s"), (4 * EACH).to_string());
 }
 
 #[test]
@@ -107,12 +146,12 @@ fn labels_are_not_counted_by_the_limit() {
 const LABELS: [usize; 3] = [900, 0, 20];
 
 /// Gives a snapshot one label after the other, for ever.
-pub fn relabel(store: &Path) {
+pub fn relabel_for_ever(store: &Path) {
     let store = open(store);
     tell("\nbegun");
     for len in LABELS.into_iter().cycle() {
         let text = label(&format!("{len} {}", "x".repeat(len)));
-        store.set_label(&name("s"), &text, |_| true).unwrap();
+        relabel(&store, "s", text.as_str()).unwrap();
     }
 }
 

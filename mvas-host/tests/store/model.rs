@@ -10,7 +10,7 @@ use mvas_host::store::{BLOCK, Draft, Extent, OpenSnapshot, StoreError, StoreRun}
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::support::{Shm, blocks, label, metadata, name, open, own};
+use crate::support::{Shm, blocks, label, metadata, name, open, own, relabel};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 /// Blocks of guest memory.
@@ -237,7 +237,7 @@ impl World {
                 let snapshot = NAMES[n.index(NAMES.len())];
                 let text = "x".repeat(l.into());
                 let store = &self.shm.store;
-                let set = store.set_label(&name(snapshot), &label(&text), |_| true);
+                let set = relabel(store, snapshot, &text);
                 assert_eq!(set.is_ok(), self.snapshots.contains_key(snapshot));
                 if set.is_ok() {
                     self.labels.insert(snapshot, text);

@@ -88,6 +88,18 @@ pub fn label(text: &str) -> Label {
     text.parse().unwrap()
 }
 
+/// Gives a snapshot another label, whatever it has now.
+pub fn relabel(store: &Store, snapshot: &str, to: &str) -> Result<(), StoreError> {
+    let found = store.labelled(|head| head.name.as_str() == snapshot)?;
+    let from = found.into_iter().next().map(|(_, label)| label);
+    store.set_label(
+        &name(snapshot),
+        &from.unwrap_or_default(),
+        &label(to),
+        |_| true,
+    )
+}
+
 /// Metadata of one VAS that has all blocks and all packed pages, in this order.
 pub fn metadata(blocks: u64, packed_pages: u64) -> Vec<u8> {
     const BASE: u64 = 1 << 32;

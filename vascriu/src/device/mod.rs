@@ -73,6 +73,9 @@ pub enum Error {
     /// The store has no such snapshot, or it was not granted to this microVM.
     #[error("the snapshot store has no `{0}` for this microVM")]
     NotStored(String),
+    /// Somebody has given the stored snapshot another label meanwhile.
+    #[error("the label of `{0}` in the snapshot store was changed meanwhile: try again")]
+    Relabelled(String),
     /// The store has the snapshot, but not as it was written.
     #[error(
         "`{0}` in the snapshot store is broken and cannot be used: `mvasvm snapshots ls` on the host says why, `vascriu rm {0}` removes it"

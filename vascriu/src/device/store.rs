@@ -46,6 +46,7 @@ fn failed(call: &'static str, name: &str, source: io::Error) -> Error {
         Some(libc::EOPNOTSUPP) => Error::NoStore,
         Some(libc::EEXIST) if call == "DRAIN" => Error::StoreHas(name.into()),
         Some(libc::ENOENT) if call != "DRAIN" => Error::NotStored(name.into()),
+        Some(libc::ESTALE) => Error::Relabelled(name.into()),
         Some(libc::EBADMSG) => Error::Broken(name.into()),
         Some(libc::ENOSPC) => Error::StoreFull,
         _ => Error::Call {
@@ -156,14 +157,16 @@ impl Session {
         Ok(ids.into_iter().map(VasId).collect())
     }
 
-    /// Gives a snapshot in the store another label.
+    /// Gives a snapshot in the store, which has the label `from`, the label `to`.
     ///
     /// # Errors
-    /// [`Error::NotStored`]: it is not there, or not complete yet; and what the kernel says.
-    pub fn store_label(&self, name: &str, text: &str) -> Result<(), Error> {
+    /// [`Error::NotStored`]: it is not there, or not complete yet; [`Error::Relabelled`]: it has
+    /// another label; and what the kernel says.
+    pub fn store_label(&self, name: &str, from: &str, to: &str) -> Result<(), Error> {
         let mut arg = VasStoreLabel {
             name: c_name(name)?,
-            label: c_label(text)?,
+            label: c_label(to)?,
+            expected: c_label(from)?,
         };
         // SAFETY: STORE_LABEL takes a VasStoreLabel, which holds no pointers.
         unsafe { ioctl(self.0.as_fd(), VAS_IOC_STORE_LABEL, &mut arg) }

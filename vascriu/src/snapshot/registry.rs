@@ -17,6 +17,8 @@ use crate::device::{
     VasFile,
 };
 
+mod relabel;
+
 /// Fewer digits do not tell a snapshot.
 const PREFIX_MIN: usize = 4;
 /// How long who only looks at a snapshot, or begins its drain, may hold it.
@@ -221,72 +223,6 @@ impl Registry {
         match all.values().find(|e| e.name() == Some(name)) {
             Some(other) => Err(Error::Taken(name.clone(), other.id)),
             None => Ok(()),
-        }
-    }
-
-    /// Gives a snapshot another name.
-    ///
-    /// # Errors
-    /// [`Error::Taken`]; with `replace`, whoever has the name loses it.
-    pub fn rename(&self, id: SnapshotId, name: &Name, replace: bool) -> Result<(), Error> {
-        let _held = self.exclusive()?;
-        if !replace {
-            self.is_free(name)?;
-        }
-        for other in self
-            .list()?
-            .iter()
-            .filter(|e| e.id != id && e.name() == Some(name))
-        {
-            self.change_held(other.id, |label| label.name = None)?;
-        }
-        self.change_held(id, |label| label.name = Some(name.clone()))
-    }
-
-    /// Changes the label of a snapshot, here and in the store.
-    ///
-    /// # Errors
-    /// No such snapshot, or one whose label we cannot read.
-    pub fn change_label(
-        &self,
-        id: SnapshotId,
-        change: impl FnOnce(&mut Label),
-    ) -> Result<(), Error> {
-        let _held = self.exclusive()?;
-        self.change_held(id, change)
-    }
-
-    fn change_held(&self, id: SnapshotId, change: impl FnOnce(&mut Label)) -> Result<(), Error> {
-        let vas = match self.session.vas_by_name(&id.images_vas(), BOTH) {
-            Err(device::Error::Gone { .. }) => None,
-            vas => Some(vas?),
-        };
-        let is_draining = match &vas {
-            Some(vas) => vas.stat()?.store == Kept::Draining,
-            None => false,
-        };
-        let stored = self.stored();
-        let stored = stored.iter().find(|s| s.name == id.to_string());
-        let there = stored.and_then(|s| Label::parse(&s.label));
-        let label = match &vas {
-            Some(vas) => Label::parse(&vas.label()?),
-            None if stored.is_none() => return Err(Error::Unknown(id.to_string())),
-            None => there.clone(),
-        };
-        let mut label = label.ok_or(Error::Label(id))?;
-        // Another microVM may have restored it, too.
-        label.restored = label.restored.max(there.map_or(0, |l| l.restored));
-        change(&mut label);
-        if let Some(vas) = vas {
-            vas.set_label(&label.text())?;
-        }
-        if stored.is_none() && !is_draining {
-            return Ok(());
-        }
-        match self.session.store_label(&id.to_string(), &label.text()) {
-            // Not complete yet: it gets its label from here; or removed there meanwhile.
-            Err(device::Error::NotStored(_)) => Ok(()),
-            done => done.map_err(Error::StoreLabel),
         }
     }
 

@@ -3,6 +3,7 @@
 //! VMs with one store.
 
 use std::fs::{self, File};
+use std::process::Output;
 use std::thread;
 
 use nix::sys::signal::{Signal, kill};
@@ -198,17 +199,18 @@ fn two_vms_remove_and_restore_one_snapshot_at_once() {
         shelf.vm("left", &["--grant", "all"]),
         shelf.vm("right", &["--grant", "all"]),
     );
-    for round in 0..4 {
+    let restore = ["vascriu", "restore", "s", "-d", "--json"];
+    for round in 0..7 {
         let job = Job::start(&left, 10 + round, 16);
         job.dumped(&left, "s", &["--sync"]);
         // Its maker removes what the other one restores, or both restore it.
-        let command = match round {
-            3 => &["vascriu", "restore", "s", "-d"][..],
-            _ => &["vascriu", "rm", "s"],
+        let (both, command) = match round {
+            3.. => (true, &restore[..]),
+            _ => (false, &["vascriu", "rm", "s"][..]),
         };
         let (here, there) = thread::scope(|scope| {
             let here = scope.spawn(|| left.exec(command));
-            let there = right.exec(&["vascriu", "restore", "s", "-d"]);
+            let there = right.exec(&restore);
             (here.join().expect("no panic"), there)
         });
         assert!(here.status.success(), "{}", show(&here));
@@ -220,9 +222,15 @@ fn two_vms_remove_and_restore_one_snapshot_at_once() {
             let gone = ["no snapshot `s`", "no longer there"];
             assert!(gone.iter().any(|words| says.contains(words)), "{says}");
         }
-        if round == 3 {
+        if both {
             assert!(there.status.success(), "{}", show(&there));
             job.is_right(&left);
+            // One of them goes on, the other is a copy.
+            let is_clone = |said: &Output| -> Value {
+                let report: Value = serde_json::from_slice(&said.stdout).expect("JSON");
+                report["clone"].clone()
+            };
+            assert_ne!(is_clone(&here), is_clone(&there), "{}", show(&here));
         }
         shelf.is_right();
         // What each has left of it.

@@ -303,7 +303,13 @@ fn a_label_is_committed_with_its_draft_and_replaced_later() {
     let described = VirtioVasSnapshot::read_from_bytes(&opened.payload).unwrap();
     assert_eq!(text(&described.label), long);
     assert_eq!(vm.label(0, "s", "a\nb").status(), Status::BadRequest);
-    assert_eq!(labels(), [long]);
+    assert_eq!(labels(), [long.as_str()]);
+    // Nobody overwrites what he has not seen.
+    for from in ["", "first", &long[1..]] {
+        assert_eq!(vm.relabel(0, "s", "x", from).status(), Status::Changed);
+    }
+    assert_eq!(vm.relabel(0, "s", "x", "a\nb").status(), Status::BadRequest);
+    assert_eq!(labels(), [long.as_str()]);
     // What comes to the name later has its own, which is none.
     done(vm.named(VIRTIO_VAS_OP_DELETE, "s"));
     vm.snapshot("s", &[0]);

@@ -94,12 +94,38 @@ impl Vm {
         self.call(op, 0, 0, 0, &name_field(name))
     }
 
-    /// LABEL of a draft, or where `handle` is 0 of the snapshot of this name.
+    /// LABEL of a draft, or where `handle` is 0 of the snapshot of this name, whatever label that
+    /// has now.
     pub fn label(&self, handle: u64, name: &str, label: &str) -> Answer {
+        let from = match handle {
+            0 => self.find(name).map(|s| text(&s.label)),
+            _ => None,
+        };
+        self.relabel(handle, name, label, &from.unwrap_or_default())
+    }
+
+    /// LABEL with the label that is expected.
+    pub fn relabel(&self, handle: u64, name: &str, label: &str, from: &str) -> Answer {
         let mut payload = name_field(name);
-        payload.extend(label.as_bytes());
-        payload.resize(size_of::<VirtioVasLabel>(), 0);
+        for text in [label, from] {
+            let end = payload.len() + VIRTIO_VAS_LABEL_MAX;
+            payload.extend(text.as_bytes());
+            payload.resize(end, 0);
+        }
         self.call(VIRTIO_VAS_OP_LABEL, 0, handle, 0, &payload)
+    }
+
+    /// The granted snapshot of this name.
+    fn find(&self, name: &str) -> Option<VirtioVasSnapshot> {
+        let mut skip = 0;
+        loop {
+            let (listed, _) = self.list(skip);
+            skip += listed.len() as u64;
+            let found = listed.iter().find(|s| text(&s.name) == name);
+            if found.is_some() || listed.is_empty() {
+                return found.copied();
+            }
+        }
     }
 
     /// The granted snapshots that one LIST tells of, from `skip` on, and how many there are.

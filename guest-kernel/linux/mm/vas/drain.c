@@ -51,6 +51,7 @@ struct drain {
 	int start_err, err;
 
 	u64 handle;
+	char *label;			/* that the draft has */
 	struct xarray blocks, pages;
 	u64 next_block, next_page;
 
@@ -77,6 +78,7 @@ static void drain_free(struct drain *d)
 	kvfree(d->batch.items);
 	kvfree(d->page_gpas);
 	kvfree(d->block_gpas);
+	kfree(d->label);
 	kfree(d);
 }
 
@@ -259,21 +261,27 @@ static int drain_vas(struct drain *d, u32 i)
 	return 0;
 }
 
+/* The snapshot's label is what the first VAS's is now. */
+static int drain_label(struct drain *d)
+{
+	d->label = vas_label_dup(d->vases[0]);
+	if (!d->label)
+		return -ENOMEM;
+	return d->label[0] ? vas_store_label(d->handle, d->label) : 0;
+}
+
 /*
- * The snapshot's label is what the first VAS's is now.  @handle: of the draft, or
- * 0 once the snapshot is complete.
+ * Whoever changed the VAS's label since then was told that the store has no such
+ * snapshot.  If this fails, the store has the label of then, or one that somebody
+ * has given it who saw that.
  */
-static int drain_label(struct drain *d, u64 handle)
+static void drain_relabel(struct drain *d)
 {
 	char *label = vas_label_dup(d->vases[0]);
-	int err = 0;
 
-	if (!label)
-		return -ENOMEM;
-	if (label[0])
-		err = vas_store_label(handle, d->name, label);
+	if (label && strcmp(label, d->label))
+		vas_store_relabel(d->name, d->label, label);
 	kfree(label);
-	return err;
 }
 
 static int drain_all(struct drain *d)
@@ -285,7 +293,7 @@ static int drain_all(struct drain *d)
 	for (u32 i = 0; i < d->count && !err; i++)
 		err = drain_vas(d, i);
 	err = err ?: vas_meta_send(d->handle, d->vases, d->maps, d->count);
-	err = err ?: drain_label(d, d->handle);
+	err = err ?: drain_label(d);
 	err = err ?: vas_store_commit(d->handle);
 	/*
 	 * While the draft is open: what it became, and nothing else.  The store
@@ -295,11 +303,7 @@ static int drain_all(struct drain *d)
 				   VAS_CALL_NOFAIL);
 	if (!err) {
 		vas_store_close(complete, 0);
-		/*
-		 * Who changed the label since then was told that the store has no
-		 * such snapshot.  If this fails, the store has the label of then.
-		 */
-		drain_label(d, 0);
+		drain_relabel(d);
 		for (u32 i = 0; i < d->count; i++)
 			d->maps[i]->snapshot = info;
 	}

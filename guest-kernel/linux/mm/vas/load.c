@@ -114,14 +114,15 @@ long vas_ioctl_store_label(void __user *uarg)
 
 	if (IS_ERR(arg))
 		return PTR_ERR(arg);
-	if (!vas_snapshot_name_valid(arg->name) || !vas_label_valid(arg->label))
+	if (!vas_snapshot_name_valid(arg->name) || !vas_label_valid(arg->label) ||
+	    !vas_label_valid(arg->expected))
 		err = -EINVAL;
 	else if (!capable(CAP_DAC_OVERRIDE))
 		err = -EPERM;
 	else if (!vas_store_present())
 		err = -EOPNOTSUPP;
 	else
-		err = vas_store_label(0, arg->name, arg->label);
+		err = vas_store_relabel(arg->name, arg->expected, arg->label);
 	kfree(arg);
 	return err;
 }

@@ -62,6 +62,8 @@ static int status_errno(u32 op, u32 status)
 		return -EMFILE;
 	case VIRTIO_VAS_S_HOST:
 		return -EIO;
+	case VIRTIO_VAS_S_CHANGED:
+		return -ESTALE;
 	case VIRTIO_VAS_S_BAD_REQUEST:
 		/* We pass labels on unread; the store wants text. */
 		if (op == VIRTIO_VAS_OP_LABEL)
@@ -439,11 +441,8 @@ int vas_store_check(const struct vas_snapshot *then, unsigned int flags)
 	return err;
 }
 
-/*
- * Labels the draft @handle, or where that is 0 the complete snapshot @name.  The
- * store refuses what is no text.
- */
-int vas_store_label(u64 handle, const char *name, const char *label)
+static int store_label(u64 handle, const char *name, const char *expected,
+		       const char *label)
 {
 	struct virtio_vas_label *in = kzalloc(sizeof(*in), GFP_KERNEL);
 	struct vas_call call = {
@@ -454,10 +453,22 @@ int vas_store_label(u64 handle, const char *name, const char *label)
 
 	if (!in)
 		return -ENOMEM;
-	if (!handle)
-		strscpy(in->name, name);
-	strscpy(in->label, label, sizeof(in->label));
+	strscpy(in->name, name);
+	strscpy(in->label, label);
+	strscpy(in->expected, expected);
 	err = vas_store_call(&call, VAS_CALL_KILLABLE);
 	kfree(in);
 	return err;
+}
+
+/* Labels the draft @handle.  The store refuses what is no text. */
+int vas_store_label(u64 handle, const char *label)
+{
+	return store_label(handle, "", "", label);
+}
+
+/* Labels the complete snapshot @name; -ESTALE if its label is not @expected. */
+int vas_store_relabel(const char *name, const char *expected, const char *label)
+{
+	return store_label(0, name, expected, label);
 }

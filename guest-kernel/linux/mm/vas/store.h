@@ -62,7 +62,8 @@ int vas_store_call(struct vas_call *call, unsigned int flags);
 int vas_store_create(const char *name, u64 *handle);
 int vas_store_open(const char *name, u64 *handle, struct vas_snapshot *info,
 		   char *label, unsigned int flags);
-int vas_store_label(u64 handle, const char *name, const char *label);
+int vas_store_label(u64 handle, const char *label);
+int vas_store_relabel(const char *name, const char *expected, const char *label);
 int vas_store_commit(u64 handle);
 void vas_store_close(u64 handle, unsigned int flags);
 int vas_store_check(const struct vas_snapshot *then, unsigned int flags);

@@ -240,7 +240,7 @@ mod tests {
         let device = rig();
         let mut config = [0xff; 20];
         device.read_config(0, &mut config);
-        let expected: Vec<u8> = [2u32, 65536, 64, 0, u32::MAX]
+        let expected: Vec<u8> = [VIRTIO_VAS_VERSION, 65536, 64, 0, u32::MAX]
             .iter()
             .flat_map(|n| n.to_le_bytes())
             .collect();

@@ -310,12 +310,15 @@ struct vas_store_delete {
 };
 
 /*
- * Gives a snapshot in the store another label.  Needs CAP_DAC_OVERRIDE.  ENOENT:
- * no such snapshot, or it is not complete yet.
+ * Gives a snapshot in the store another label, if it still has the one that is
+ * expected: of several who change what they have read, one does it, others read
+ * once more.  Needs CAP_DAC_OVERRIDE.  ENOENT: no such snapshot, or it is not
+ * complete yet; ESTALE: it has another label.
  */
 struct vas_store_label {
 	char  name[VAS_NAME_MAX];	/* in: of the snapshot */
 	char  label[VAS_LABEL_MAX];	/* in */
+	char  expected[VAS_LABEL_MAX];	/* in */
 };
 
 /*

@@ -16,7 +16,7 @@
 
 /* The device id; not assigned by OASIS. */
 #define VIRTIO_VAS_DEVICE_ID	0x8056
-#define VIRTIO_VAS_VERSION	2
+#define VIRTIO_VAS_VERSION	3
 
 /* Queues: every operation may be sent on either. */
 #define VIRTIO_VAS_REQUESTQ	0
@@ -80,6 +80,7 @@ struct virtio_vas_request {
 #define VIRTIO_VAS_S_BAD_META	8
 #define VIRTIO_VAS_S_LIMIT	9	/* too many handles, too much metadata */
 #define VIRTIO_VAS_S_HOST	10	/* the host failed; its log says why */
+#define VIRTIO_VAS_S_CHANGED	11	/* the label is not the one expected */
 
 struct virtio_vas_response {
 	__le32 status;		/* VIRTIO_VAS_S_* */
@@ -94,6 +95,7 @@ struct virtio_vas_name {
 struct virtio_vas_label {
 	char name[VIRTIO_VAS_NAME_MAX];		/* of a complete snapshot, else zeroes */
 	char label[VIRTIO_VAS_LABEL_MAX];	/* zeroes after it */
+	char expected[VIRTIO_VAS_LABEL_MAX];	/* what a complete one has, else zeroes */
 };
 
 /* struct virtio_vas_map.kind, struct virtio_vas_meta_run.kind */
