@@ -33,8 +33,10 @@ extras() {
 for t in "$@"; do
 	echo "# $t"
 	case $t in cow | pagemap_ioctl) extras on ;; esac
+	begun=$(date +%s)
 	./"$t" > /tmp/selftest.out 2>&1
 	rc=$?
+	echo "    # $t took $(($(date +%s) - begun)) s"
 	case $t in cow | pagemap_ioctl) extras off ;; esac
 	sed 's/^/    /' /tmp/selftest.out
 	case $rc in

@@ -161,7 +161,9 @@ impl Experiment for Fleet {
             let end = Turn::End { pid: pid(vm) };
             lab.vm(vm)?.ask::<()>(&Step::Fleet(end))?;
         }
-        for vm in those_that_store(system, vms) {
+        // Who has restored it has it in memory, too.
+        let have = those_that_store(system, vms).end.max(vms.min(copies));
+        for vm in 0..have {
             lab.vm(vm)?
                 .ask::<()>(&Step::Fleet(Turn::Delete { system }))?;
         }

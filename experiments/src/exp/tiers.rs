@@ -117,8 +117,11 @@ impl Experiment for Tiers {
         let mut measured: Metrics = lab.vm(restorer)?.ask(&Step::Tiers(restore))?;
         let after = lab.settled_bytes()?;
         lab.vm(restorer)?.ask::<()>(&Step::End { pid })?;
-        let delete = Turn::Delete { system };
-        lab.vm(0)?.ask::<()>(&Step::Tiers(delete))?;
+        // Who has restored it has it in memory, too.
+        for vm in 0..=restorer {
+            let delete = Turn::Delete { system };
+            lab.vm(vm)?.ask::<()>(&Step::Tiers(delete))?;
+        }
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let cost = after.saturating_sub(before) as f64;
         measured.insert("host_bytes".into(), cost);
