@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use vascriu::cmd::{
-    check, clone, drain, dump, enable, evict, gc, ls, prune, rename, restore, rm, show,
+    check, clone, drain, dump, enable, evict, fork, gc, ls, prune, rename, restore, rm, rollback,
+    show,
 };
 use vascriu::criu::options;
 use vascriu::dropin;
@@ -27,6 +28,8 @@ Examples:
   vascriu restore web -d                   bring it back, and return
   vascriu restore web                      … and wait for it, again and again
   vascriu clone web -n 20                  … and many times at once
+  vascriu fork -t 1234 -n 20               copies of what runs
+  vascriu rollback web                     what runs is again what it was
   vascriu ls; vascriu show web; vascriu rm web
 
 Where the microVM has a snapshot store (`vascriu check`), a dump goes there in the background.
@@ -39,6 +42,8 @@ enum Command {
     Dump(dump::Args),
     Restore(restore::Args),
     Clone(clone::Args),
+    Fork(fork::Args),
+    Rollback(rollback::Args),
     Ls(ls::Args),
     Show(show::Args),
     Rename(rename::Args),
@@ -74,7 +79,7 @@ fn run(start: Instant) -> anyhow::Result<ExitCode> {
     let mut criu = Vec::new();
     if matches!(
         args.get(1).map(String::as_str),
-        Some("dump" | "restore" | "clone")
+        Some("dump" | "restore" | "clone" | "fork" | "rollback")
     ) {
         let split = options::split(args.drain(2..).collect::<Vec<_>>())?;
         args.extend(split.ours);
@@ -84,6 +89,8 @@ fn run(start: Instant) -> anyhow::Result<ExitCode> {
         Command::Dump(args) => dump::run(&args, &criu, start),
         Command::Restore(args) => restore::run(&args, &criu, start),
         Command::Clone(args) => clone::run(&args, &criu, start),
+        Command::Fork(args) => fork::run(&args, &criu, start),
+        Command::Rollback(args) => rollback::run(&args, &criu, start),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Rename(args) => rename::run(&args),

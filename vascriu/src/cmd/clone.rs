@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::{ms_since, print_json, restore};
+use super::{fork, ms_since, print_json, restore};
 use crate::clone::runc::{self, Bundle, Runc};
 use crate::clone::{Bridge, Clones, Copy, Failure, Maker, Net, Subnet};
 use crate::criu::options;
@@ -68,9 +68,24 @@ pub struct Args {
     json: bool,
 }
 
+impl Args {
+    /// Copies of a snapshot that was just made.
+    pub(super) fn of(id: SnapshotId, fork: &fork::Args) -> Self {
+        Self {
+            snapshot: id.to_string(),
+            count: fork.count,
+            parallel: fork.parallel,
+            runc: None,
+            net: fork.net.clone(),
+            subnet: fork.subnet,
+            json: fork.json,
+        }
+    }
+}
+
 /// What was made.
 #[derive(Debug, Serialize)]
-struct Cloned {
+pub(super) struct Cloned {
     snapshot: SnapshotId,
     name: Option<Name>,
     /// How many were wanted.
@@ -92,7 +107,7 @@ fn net(name: &str, subnet: Option<Subnet>) -> anyhow::Result<Net> {
 }
 
 /// The snapshot, in this guest.
-fn find(registry: &Registry, text: &str) -> anyhow::Result<Entry> {
+pub(super) fn find(registry: &Registry, text: &str) -> anyhow::Result<Entry> {
     let entry = registry.find(text)?;
     if entry.is_here() {
         return Ok(entry);
@@ -196,7 +211,8 @@ fn maker<'a>(
     }
 }
 
-fn clone(args: &Args, options: &[String], start: Instant) -> anyhow::Result<Cloned> {
+/// Makes the copies, and says how each runs as soon as it does.
+pub(super) fn clone(args: &Args, options: &[String], start: Instant) -> anyhow::Result<Cloned> {
     if options::value(options, &["-o", "--log-file", "--pidfile"]).is_some() {
         bail!("`--log-file` and `--pidfile` are for one process; `--json` tells all PIDs");
     }
@@ -250,6 +266,14 @@ fn clone(args: &Args, options: &[String], start: Instant) -> anyhow::Result<Clon
 pub fn run(args: &Args, options: &[String], start: Instant) -> anyhow::Result<ExitCode> {
     let done = clone(args, options, start);
     let done = done.with_context(|| format!("cannot clone {}", args.snapshot))?;
+    if args.json {
+        print_json(&done)?;
+    }
+    Ok(tell_failures(args, &done))
+}
+
+/// Says which copies do not run; what the command ends with.
+pub(super) fn tell_failures(args: &Args, done: &Cloned) -> ExitCode {
     for Failure { name, error, .. } in &done.failed {
         eprintln!("vascriu: {name} failed: {error}");
     }
@@ -263,13 +287,9 @@ pub fn run(args: &Args, options: &[String], start: Instant) -> anyhow::Result<Ex
             args.count
         );
     }
-    let all_run = done.failed.is_empty();
-    if args.json {
-        print_json(&done)?;
-    }
-    Ok(if all_run {
+    if done.failed.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }

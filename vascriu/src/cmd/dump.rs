@@ -72,9 +72,27 @@ pub struct Args {
     json: bool,
 }
 
+impl Args {
+    /// A dump that is a step of something else. Without a name nobody wants it for long, so it
+    /// stays in the guest.
+    pub(super) fn of(tree: i32, name: Option<Name>, leave_running: bool) -> Self {
+        Self {
+            tree,
+            guest_only: name.is_none(),
+            name,
+            replace: false,
+            ttl: None,
+            images_dir: None,
+            leave_running,
+            sync: false,
+            json: false,
+        }
+    }
+}
+
 /// Why a dump failed. The tasks go on and nothing is left, unless it says so.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error(transparent)]
     Process(#[from] process::Error),
     #[error(transparent)]
@@ -145,18 +163,18 @@ enum Keep {
 
 /// What was dumped, and how long it took.
 #[derive(Debug, Serialize)]
-struct Dumped {
-    snapshot: SnapshotId,
+pub(super) struct Dumped {
+    pub snapshot: SnapshotId,
     name: Option<Name>,
     tasks: usize,
     /// Captured 4 KiB pages.
     pages: u64,
     /// The whole dump.
-    dump_ms: f64,
+    pub dump_ms: f64,
     /// CRIU alone, from start to end.
     criu_ms: f64,
     /// The tasks stood still.
-    frozen_ms: f64,
+    pub frozen_ms: f64,
     /// Captures and CRIU's own work on memory.
     memory_dump_ms: f64,
     /// The captures alone.
@@ -328,7 +346,8 @@ fn keep(args: &Args, registry: &Registry) -> Result<Keep, device::Error> {
     }
 }
 
-fn dump(args: &Args, options: &[String], start: Instant) -> Result<Dumped, Error> {
+/// Dumps, and returns when the tasks have gone on or ended.
+pub(super) fn dump(args: &Args, options: &[String], start: Instant) -> Result<Dumped, Error> {
     process::comm(args.tree)?;
     let registry = Registry::open()?;
     let keep = keep(args, &registry)?;

@@ -14,12 +14,14 @@ pub mod drain;
 pub mod dump;
 pub mod enable;
 pub mod evict;
+pub mod fork;
 pub mod gc;
 pub mod ls;
 pub mod prune;
 pub mod rename;
 pub mod restore;
 pub mod rm;
+pub mod rollback;
 pub mod show;
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {

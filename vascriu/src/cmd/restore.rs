@@ -99,18 +99,18 @@ pub(crate) enum Error {
 
 /// What was restored, and how long it took.
 #[derive(Debug, Serialize)]
-struct Restored {
+pub(super) struct Restored {
     snapshot: SnapshotId,
     name: Option<Name>,
     /// A copy, not the continuation of the tasks that were dumped.
     clone: bool,
     /// Root of the restored tree.
-    pid: i32,
-    tasks: usize,
+    pub pid: i32,
+    pub tasks: usize,
     /// Attached 4 KiB pages.
     pages: u64,
     /// The whole restore.
-    restore_ms: f64,
+    pub restore_ms: f64,
     /// CRIU alone, from start to end.
     criu_ms: f64,
     /// From CRIU's beginning to the tasks' being ready, by its own clock.
@@ -173,7 +173,8 @@ pub(crate) fn copy(criu: &Criu, id: SnapshotId, options: &[String]) -> Result<i3
     Ok(run_criu(criu, id, &images, options, true, Instant::now())?.pid)
 }
 
-fn run_criu(
+/// Restores from images that were unpacked before.
+pub(super) fn run_criu(
     criu: &Criu,
     id: SnapshotId,
     images: &Images,

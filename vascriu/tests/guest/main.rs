@@ -7,6 +7,7 @@
 //! `guest churn …`, `verify`, `start` and `ask` are for the tests of whole microVMs.
 
 mod bad_input;
+mod branch;
 mod bundle;
 mod churn;
 mod clone;
@@ -52,6 +53,7 @@ fn main() {
         clone::net::TESTS,
         clone::limits::TESTS,
         clone::runc::TESTS,
+        branch::TESTS,
         randomness::TESTS,
     ]
     .concat();

@@ -75,7 +75,8 @@ fn is_gone(pid: i32) -> bool {
     !Workload::at(pid, pid, Path::new("/")).is_alive()
 }
 
-fn copies(said: &Value) -> Vec<Copy> {
+/// The copies that a command has told of.
+pub fn copies(said: &Value) -> Vec<Copy> {
     said["running"]
         .as_array()
         .expect("copies")

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `vascriu fork`.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::clone::{self, Cloned};
+use super::{dump, print_json};
+use crate::clone::{Subnet, Where, enter};
+use crate::snapshot::id::SnapshotId;
+use crate::snapshot::name::Name;
+use crate::snapshot::registry::Registry;
+
+const EXAMPLES: &str = "\
+Examples:
+  vascriu fork -t 1234                      one copy of a tree that goes on
+  vascriu fork -t 1234 -n 20 --net none     each with a loopback of its own
+  vascriu fork -t 1234 -n 20 --name warm    and more later: `vascriu clone warm -n 20`";
+
+/// Copy a running tree, which goes on: a snapshot and its clones in one step
+///
+/// Each copy runs in namespaces of its own, as `vascriu clone` makes them.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// PID of the root of the tree
+    #[arg(short = 't', long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    tree: i32,
+    /// How many copies
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) count: u32,
+    /// How many are made at a time
+    #[arg(long, short = 'P', value_name = "P", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) parallel: u32,
+    /// Keep the snapshot under this name; without one it goes when the copies run
+    #[arg(long)]
+    name: Option<Name>,
+    /// `host`: the network that is here; `none`: each its own, with a loopback only;
+    /// else a bridge, on which each gets an address
+    #[arg(long, value_name = "BRIDGE", default_value = "host")]
+    pub(super) net: String,
+    /// These addresses, from the given one on
+    #[arg(long, value_name = "CIDR")]
+    pub(super) subnet: Option<Subnet>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// What was made.
+#[derive(Debug, Serialize)]
+struct Forked {
+    #[serde(flatten)]
+    cloned: Cloned,
+    /// The tree stood still.
+    frozen_ms: f64,
+    /// The whole dump.
+    dump_ms: f64,
+}
+
+/// The copies keep what they share, so a snapshot that nobody has named can go.
+fn forget(id: SnapshotId) {
+    let gone = || anyhow::Ok(Registry::open()?.remove(id, false)?);
+    if let Err(e) = gone() {
+        eprintln!("vascriu: the snapshot {id} is left: {e:#} (`vascriu rm {id}`)");
+    }
+}
+
+fn fork(args: &Args, tree: i32, options: &[String], start: Instant) -> anyhow::Result<ExitCode> {
+    let dumped = dump::Args::of(tree, args.name.clone(), true);
+    let dumped = dump::dump(&dumped, options, start)?;
+    let copies = clone::Args::of(dumped.snapshot, args);
+    let cloned = clone::clone(&copies, options, Instant::now());
+    if args.name.is_none() {
+        forget(dumped.snapshot);
+    }
+    let forked = Forked {
+        cloned: cloned?,
+        frozen_ms: dumped.frozen_ms,
+        dump_ms: dumped.dump_ms,
+    };
+    if args.json {
+        print_json(&forked)?;
+    } else {
+        println!("{tree} stood still for {:.0} ms", forked.frozen_ms);
+    }
+    Ok(clone::tell_failures(&copies, &forked.cloned))
+}
+
+/// Runs the command, with these options for CRIU.
+///
+/// # Errors
+/// There is no copy; the tree goes on, unless it says otherwise.
+pub fn run(args: &Args, options: &[String], start: Instant) -> anyhow::Result<ExitCode> {
+    let tree = args.tree;
+    let done = match enter(tree) {
+        Ok(Where::Here) => fork(args, tree, options, start),
+        Ok(Where::Inside(tree)) => fork(args, tree, options, start),
+        Ok(Where::Outside(status)) => return Ok(status.into()),
+        Err(e) => Err(e.into()),
+    };
+    done.with_context(|| format!("cannot fork {tree}"))
+}
