@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::{fork, ms_since, print_json, restore};
+use super::{ms_since, print_json, restore};
 use crate::clone::runc::{self, Bundle, Runc};
 use crate::clone::{Bridge, Clones, Copy, Failure, Maker, Net, Subnet};
 use crate::criu::options;
@@ -49,13 +49,20 @@ pub struct Args {
     /// How many copies
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
+    /// The copies are containers that the stock runc makes of this OCI bundle
+    #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["net", "subnet"])]
+    runc: Option<PathBuf>,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How copies are made, of whatever.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct How {
     /// How many are made at a time
     #[arg(long, short = 'P', value_name = "P", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..))]
     parallel: u32,
-    /// The copies are containers that the stock runc makes of this OCI bundle
-    #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["net", "subnet"])]
-    runc: Option<PathBuf>,
     /// `host`: the network that is here; `none`: each its own, with a loopback only;
     /// else a bridge, on which each gets an address
     #[arg(long, value_name = "BRIDGE", default_value = "host")]
@@ -65,20 +72,17 @@ pub struct Args {
     subnet: Option<Subnet>,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 impl Args {
     /// Copies of a snapshot that was just made.
-    pub(super) fn of(id: SnapshotId, fork: &fork::Args) -> Self {
+    pub(super) fn of(id: SnapshotId, count: u32, how: How) -> Self {
         Self {
             snapshot: id.to_string(),
-            count: fork.count,
-            parallel: fork.parallel,
+            count,
             runc: None,
-            net: fork.net.clone(),
-            subnet: fork.subnet,
-            json: fork.json,
+            how,
         }
     }
 }
@@ -216,7 +220,7 @@ pub(super) fn clone(args: &Args, options: &[String], start: Instant) -> anyhow::
     if options::value(options, &["-o", "--log-file", "--pidfile"]).is_some() {
         bail!("`--log-file` and `--pidfile` are for one process; `--json` tells all PIDs");
     }
-    let net = net(&args.net, args.subnet)?;
+    let net = net(&args.how.net, args.how.subnet)?;
     let criu = Criu::find()?;
     let registry = Registry::open()?;
     let entry = find(&registry, &args.snapshot)?;
@@ -236,12 +240,12 @@ pub(super) fn clone(args: &Args, options: &[String], start: Instant) -> anyhow::
         pages: entry.pages(),
         count: args.count,
         taken,
-        parallel: args.parallel,
+        parallel: args.how.parallel,
         net,
     };
     let mut running = Vec::new();
     let failed = clones.run(&*maker, |copy| {
-        if !args.json {
+        if !args.how.json {
             if running.is_empty() {
                 print_head(of_runc);
             }
@@ -266,7 +270,7 @@ pub(super) fn clone(args: &Args, options: &[String], start: Instant) -> anyhow::
 pub fn run(args: &Args, options: &[String], start: Instant) -> anyhow::Result<ExitCode> {
     let done = clone(args, options, start);
     let done = done.with_context(|| format!("cannot clone {}", args.snapshot))?;
-    if args.json {
+    if args.how.json {
         print_json(&done)?;
     }
     Ok(tell_failures(args, &done))
@@ -278,7 +282,7 @@ pub(super) fn tell_failures(args: &Args, done: &Cloned) -> ExitCode {
         eprintln!("vascriu: {name} failed: {error}");
     }
     if !done.failed.is_empty() {
-        if args.net == "host" && args.runc.is_none() {
+        if args.how.net == "host" && args.runc.is_none() {
             eprintln!("vascriu: all share this network; `--net none` gives each one of its own");
         }
         eprintln!(

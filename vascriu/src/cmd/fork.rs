@@ -7,12 +7,10 @@ use std::time::Instant;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::clone::{self, Cloned};
-use super::{dump, print_json};
-use crate::clone::{Subnet, Where, enter};
-use crate::snapshot::id::SnapshotId;
+use super::clone::{self, Cloned, How};
+use super::{dump, forget, print_json};
+use crate::clone::{Where, enter};
 use crate::snapshot::name::Name;
-use crate::snapshot::registry::Registry;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,24 +30,12 @@ pub struct Args {
     /// How many copies
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..))]
-    pub(super) count: u32,
-    /// How many are made at a time
-    #[arg(long, short = 'P', value_name = "P", default_value_t = 1,
-          value_parser = clap::value_parser!(u32).range(1..))]
-    pub(super) parallel: u32,
+    count: u32,
     /// Keep the snapshot under this name; without one it goes when the copies run
     #[arg(long)]
     name: Option<Name>,
-    /// `host`: the network that is here; `none`: each its own, with a loopback only;
-    /// else a bridge, on which each gets an address
-    #[arg(long, value_name = "BRIDGE", default_value = "host")]
-    pub(super) net: String,
-    /// These addresses, from the given one on
-    #[arg(long, value_name = "CIDR")]
-    pub(super) subnet: Option<Subnet>,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
+    #[command(flatten)]
+    how: How,
 }
 
 /// What was made.
@@ -63,20 +49,13 @@ struct Forked {
     dump_ms: f64,
 }
 
-/// The copies keep what they share, so a snapshot that nobody has named can go.
-fn forget(id: SnapshotId) {
-    let gone = || anyhow::Ok(Registry::open()?.remove(id, false)?);
-    if let Err(e) = gone() {
-        eprintln!("vascriu: the snapshot {id} is left: {e:#} (`vascriu rm {id}`)");
-    }
-}
-
 fn fork(args: &Args, tree: i32, options: &[String], start: Instant) -> anyhow::Result<ExitCode> {
     let dumped = dump::Args::of(tree, args.name.clone(), true);
     let dumped = dump::dump(&dumped, options, start)?;
-    let copies = clone::Args::of(dumped.snapshot, args);
+    let copies = clone::Args::of(dumped.snapshot, args.count, args.how.clone());
     let cloned = clone::clone(&copies, options, Instant::now());
     if args.name.is_none() {
+        // The copies keep what they share.
         forget(dumped.snapshot);
     }
     let forked = Forked {
@@ -84,7 +63,7 @@ fn fork(args: &Args, tree: i32, options: &[String], start: Instant) -> anyhow::R
         frozen_ms: dumped.frozen_ms,
         dump_ms: dumped.dump_ms,
     };
-    if args.json {
+    if args.how.json {
         print_json(&forked)?;
     } else {
         println!("{tree} stood still for {:.0} ms", forked.frozen_ms);
@@ -100,7 +79,7 @@ pub fn run(args: &Args, options: &[String], start: Instant) -> anyhow::Result<Ex
     let tree = args.tree;
     let done = match enter(tree) {
         Ok(Where::Here) => fork(args, tree, options, start),
-        Ok(Where::Inside(tree)) => fork(args, tree, options, start),
+        Ok(Where::Inside(vpid)) => fork(args, vpid, options, start),
         Ok(Where::Outside(status)) => return Ok(status.into()),
         Err(e) => Err(e.into()),
     };

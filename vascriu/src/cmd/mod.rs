@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::snapshot::id::SnapshotId;
 use crate::snapshot::name::Name;
+use crate::snapshot::registry::Registry;
 
 pub mod check;
 pub mod clone;
@@ -44,4 +45,12 @@ fn ms_since(start: Instant) -> f64 {
 /// A snapshot, as people call it.
 fn called(name: Option<&Name>, id: SnapshotId) -> String {
     name.map_or_else(|| id.short(), ToString::to_string)
+}
+
+/// Removes a snapshot that was a step of something else. If that fails it is left, not more.
+fn forget(id: SnapshotId) {
+    let gone = || anyhow::Ok(Registry::open()?.remove(id, false)?);
+    if let Err(e) = gone() {
+        eprintln!("vascriu: the snapshot {id} is left: {e:#} (`vascriu rm {id}`)");
+    }
 }

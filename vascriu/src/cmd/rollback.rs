@@ -13,7 +13,7 @@ use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 
 use super::restore::{self, Restored};
-use super::{called, clone, dump, ms_since, print_json};
+use super::{called, clone, dump, forget, ms_since, print_json};
 use crate::criu::version::Criu;
 use crate::process;
 use crate::snapshot::id::{Member, SnapshotId};
@@ -21,7 +21,6 @@ use crate::snapshot::images::Images;
 use crate::snapshot::manifest::Manifest;
 use crate::snapshot::name::Name;
 use crate::snapshot::registry::Registry;
-use crate::text;
 
 /// How long parents may take to reap what has ended.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -75,8 +74,10 @@ struct RolledBack {
 fn tree(manifest: &Manifest) -> anyhow::Result<i32> {
     let root = manifest.tasks.first().context("the snapshot has no task")?;
     let pid = root.vpid.0;
-    let is_same = || process::comm(pid).is_ok_and(|comm| comm == root.comm);
-    let was_restored = || process::restored_from(pid).is_some() && is_same();
+    let was_restored = || {
+        process::restored_from(pid).is_some()
+            && process::comm(pid).is_ok_and(|comm| comm == root.comm)
+    };
     if root.pid == pid && root.is_alive() || was_restored() {
         return Ok(pid);
     }
@@ -133,16 +134,6 @@ fn go_on(
     restore(criu, id, &images, &found.manifest, options).map(drop)
 }
 
-/// What was replaced, or goes on, is no longer wanted as a snapshot.
-fn forget(registry: &Registry, id: SnapshotId) {
-    if let Err(e) = registry.remove(id, false) {
-        let e = text::chain(&e);
-        eprintln!(
-            "vascriu: the snapshot {id} of what was replaced is left: {e} (`vascriu rm {id}`)"
-        );
-    }
-}
-
 fn rollback(args: &Args, options: &[String], start: Instant) -> anyhow::Result<RolledBack> {
     let criu = Criu::find()?;
     let registry = Registry::open()?;
@@ -173,7 +164,7 @@ fn rollback(args: &Args, options: &[String], start: Instant) -> anyhow::Result<R
         match go_on(&criu, &registry, kept, options) {
             Ok(()) if args.keep.is_some() => e.context("what ran goes on, and is kept"),
             Ok(()) => {
-                forget(&registry, kept);
+                forget(kept);
                 e.context("what ran goes on")
             }
             Err(why) => e.context(format!(
@@ -182,7 +173,7 @@ fn rollback(args: &Args, options: &[String], start: Instant) -> anyhow::Result<R
         }
     })?;
     if args.keep.is_none() {
-        forget(&registry, before.snapshot);
+        forget(before.snapshot);
     }
     Ok(RolledBack {
         snapshot: entry.id,
