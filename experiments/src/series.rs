@@ -13,6 +13,7 @@ use crate::criu::{self, timed};
 use crate::redis::{self, Client, Reply};
 use crate::subject::Subject;
 use crate::system::{CLOSED, GOING_ON, Snapshot, System};
+use crate::vas;
 
 /// How long Redis may take to save or to load its data.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -169,13 +170,24 @@ impl Series {
         Ok(server)
     }
 
-    /// Brings the `nth` of those that there are back, when the process is gone, and keeps all.
+    /// Puts the `nth` of those that there are in the place of the process, and keeps all.
     ///
     /// # Errors
     /// When there are not so many, or the system fails.
-    pub fn return_to(&self, nth: usize) -> Result<Subject> {
+    pub fn go_back(&self, mut process: Subject, nth: usize) -> Result<Subject> {
         let number = self.kept.get(nth);
-        self.restore(*number.with_context(|| format!("there is no snapshot {nth}"))?)
+        let number = *number.with_context(|| format!("there is no snapshot {nth}"))?;
+        match self.snapshot(number) {
+            Snapshot::Vas(name) => {
+                process.reap_beside();
+                timed(vas::rolling_back(&name).arg(CLOSED))?;
+                Ok(Subject::at(self.pid))
+            }
+            _ => {
+                process.end_alone()?;
+                self.restore(number)
+            }
+        }
     }
 
     fn restore(&self, number: u32) -> Result<Subject> {

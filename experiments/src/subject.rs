@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -217,6 +217,13 @@ impl Subject {
             None => bail!("process {} was not started here", self.pid),
         }
         self.wait_for_group()
+    }
+
+    /// Has it reaped, when somebody else ends it.
+    pub fn reap_beside(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            thread::spawn(move || child.wait());
+        }
     }
 
     /// Waits until nobody is left in the process group that it leads, if it does.

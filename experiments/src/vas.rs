@@ -200,6 +200,12 @@ pub fn restoring(name: &str) -> Command {
     vascriu(&["restore", name, "-d", "--json"])
 }
 
+/// `vascriu rollback` to the snapshot `name`, not run yet.
+#[must_use]
+pub fn rolling_back(name: &str) -> Command {
+    vascriu(&["rollback", name])
+}
+
 /// The memory step of a restore, from what `vascriu restore --json` wrote.
 pub(crate) fn memory_restore(report: &[u8]) -> Result<Duration> {
     let report: RestoreReport = parse(report)?;

@@ -137,9 +137,9 @@ static DEFINITION: Definition = Definition {
          first step, and then after so many steps; all are kept.",
         "A step is asked for when the one before is answered; the answer is looked for at least \
          each 5 ms, as a rule much more often. That is in steps_per_s.",
-        "There is no rollback in place yet: to go back, the process is killed and the snapshot in \
-         the middle is restored: as it was before step 9, or with a single snapshot before the first. \
-         The kill and the wait for its end are in rollback_ms.",
+        "Back to the snapshot in the middle: as it was before step 9, or with a single snapshot \
+         before the first. vascriu rollback dumps what runs before it restores, so that nothing is \
+         lost if that fails; for the others the process is killed. All of that is in rollback_ms.",
         "nothing takes no snapshot: only steps_per_s is measured.",
         "fork: its child, which waits, is the snapshot, and goes on when the process is killed: \
          a snapshot that can be gone back to once, and that no other microVM and no file has. \
@@ -203,11 +203,14 @@ impl Snapshots {
         }
     }
 
-    /// Brings the `nth` back, when the process is gone.
-    fn return_to(&mut self, nth: usize) -> Result<Subject> {
+    /// Puts the `nth` in the place of the process.
+    fn go_back(&mut self, process: Subject, nth: usize) -> Result<Subject> {
         match self {
-            Self::Series(series) => series.return_to(nth),
-            Self::Children(children) if nth < children.len() => Ok(children.remove(nth)),
+            Self::Series(series) => series.go_back(process, nth),
+            Self::Children(children) if nth < children.len() => {
+                process.end_alone()?;
+                Ok(children.remove(nth))
+            }
             _ => anyhow::bail!("there is no snapshot {nth}"),
         }
     }
@@ -254,7 +257,7 @@ fn first_run(
     Ok(states)
 }
 
-/// Kills the process, brings it back as it was in the middle, and has it do the rest once more.
+/// Has the process be as it was in the middle, and do the rest once more.
 fn go_back(
     process: Subject,
     snapshots: &mut Snapshots,
@@ -264,8 +267,7 @@ fn go_back(
 ) -> Result<Subject> {
     let nth = middle(every);
     let begun = Instant::now();
-    process.end_alone()?;
-    let mut process = snapshots.return_to(nth)?;
+    let mut process = snapshots.go_back(process, nth)?;
     let state = process.state()?;
     let back = begun.elapsed();
     let mut again = vec![state];
