@@ -136,7 +136,8 @@ TEST(vmas_that_cannot_be_are_refused)
 	BAD(vma[0].pgoff, (~0UL >> 12) - 2047);	/* overflows at the end */
 	BAD(vma[0].prot, 8);
 	BAD(vma[0].prot, PROT_GROWSDOWN);
-	BAD(vma[0].flags, 16);
+	BAD(vma[0].flags, 32);
+	BAD(vma[0].flags, VIRTIO_VAS_VMA_FILE);		/* with blocks */
 	BAD(vma[0].flags, VIRTIO_VAS_VMA_DROPPABLE);	/* with pages */
 	BAD(vma[1].flags, VIRTIO_VAS_VMA_DROPPABLE);
 	BAD(other_vma.end, 0);

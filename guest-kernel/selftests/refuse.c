@@ -332,12 +332,6 @@ static long t_zero_file(ulong addr, ulong len, ulong b)
 	return p == MAP_FAILED ? -errno : 0;
 }
 
-static long t_growsdown(ulong addr, ulong len, ulong b)
-{
-	return mmap((void *)addr, len, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED |
-		    MAP_GROWSDOWN, -1, 0) == MAP_FAILED ? -errno : 0;
-}
-
 static long t_sealed(ulong addr, ulong len, ulong b)
 {
 	return t_map(addr, len, RW) ?:
@@ -357,7 +351,6 @@ TEST_F(vas, a_target_that_does_not_fit_stays_as_it_was)
 		{ "shared", t_shared, -EBUSY },
 		{ "file", t_file, -EBUSY },
 		{ "/dev/zero", t_zero_file, -EBUSY },
-		{ "growsdown", t_growsdown, -EBUSY },
 		{ "sealed", t_sealed, -EPERM },
 	};
 

@@ -105,6 +105,9 @@ pub const VIRTIO_VAS_VMA_NORESERVE: u32 = 1 << 1;
 pub const VIRTIO_VAS_VMA_DROPPABLE: u32 = 1 << 2;
 /// [`VirtioVasMetaVma::flags`]: empty in a fork's child (VM_WIPEONFORK).
 pub const VIRTIO_VAS_VMA_WIPEONFORK: u32 = 1 << 3;
+/// [`VirtioVasMetaVma::flags`]: of a file's private mapping: it has no blocks, and where it has
+/// no page there is the file's.
+pub const VIRTIO_VAS_VMA_FILE: u32 = 1 << 4;
 
 /// A struct of the interface.
 macro_rules! wire {

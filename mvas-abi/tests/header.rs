@@ -228,6 +228,7 @@ fn virtio_vas() -> Mirror {
         VIRTIO_VAS_VMA_NORESERVE,
         VIRTIO_VAS_VMA_DROPPABLE,
         VIRTIO_VAS_VMA_WIPEONFORK,
+        VIRTIO_VAS_VMA_FILE,
     );
     m
 }

@@ -7,8 +7,8 @@ use std::ffi::CStr;
 use mvas_abi::virtio_vas::{
     VIRTIO_VAS_BLOCK_PAGES, VIRTIO_VAS_KIND_BLOCKS, VIRTIO_VAS_KIND_PACKED, VIRTIO_VAS_META_MAGIC,
     VIRTIO_VAS_META_VERSION, VIRTIO_VAS_PAGE_SIZE, VIRTIO_VAS_VMA_ACCOUNT,
-    VIRTIO_VAS_VMA_DROPPABLE, VIRTIO_VAS_VMA_NORESERVE, VIRTIO_VAS_VMA_WIPEONFORK, VirtioVasMeta,
-    VirtioVasMetaRun, VirtioVasMetaVas, VirtioVasMetaVma,
+    VIRTIO_VAS_VMA_DROPPABLE, VIRTIO_VAS_VMA_FILE, VIRTIO_VAS_VMA_NORESERVE,
+    VIRTIO_VAS_VMA_WIPEONFORK, VirtioVasMeta, VirtioVasMetaRun, VirtioVasMetaVas, VirtioVasMetaVma,
 };
 use serde::Serialize;
 use thiserror::Error;
@@ -23,7 +23,8 @@ const PROT_ALL: u32 = 7;
 const FLAGS_ALL: u32 = VIRTIO_VAS_VMA_ACCOUNT
     | VIRTIO_VAS_VMA_NORESERVE
     | VIRTIO_VAS_VMA_DROPPABLE
-    | VIRTIO_VAS_VMA_WIPEONFORK;
+    | VIRTIO_VAS_VMA_WIPEONFORK
+    | VIRTIO_VAS_VMA_FILE;
 
 /// What is wrong with metadata, and where.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
@@ -241,6 +242,11 @@ fn check_runs(
                 Some(vma) if vma.start.get() <= covered => {
                     if vma.flags.get() & VIRTIO_VAS_VMA_DROPPABLE != 0 {
                         return Err(("a run in a droppable VMA", i));
+                    }
+                    if vma.flags.get() & VIRTIO_VAS_VMA_FILE != 0
+                        && run.kind.get() != VIRTIO_VAS_KIND_PACKED
+                    {
+                        return Err(("a block in a file's VMA", i));
                     }
                     covered = vma.end.get();
                 }

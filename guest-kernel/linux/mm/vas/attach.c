@@ -15,6 +15,7 @@
  * dropped, of which CRIU, who made these VMAs, knows nothing, and that it is to
  * be wiped on fork.
  */
+#include <linux/fs.h>
 #include <linux/khugepaged.h>
 #include <linux/ksm.h>
 #include <linux/memcontrol.h>
@@ -56,13 +57,29 @@ static struct vm_area_struct *target_vma(struct attach *a,
 	return vma_lookup(a->mm, piece->vm_start + a->delta);
 }
 
-/* Does the target take the memory of @src here? */
-static int check_target(struct vm_area_struct *vma, unsigned long addr,
-			struct vm_area_struct *src)
+/*
+ * Is it of a file where the source was, and has at @dst the place in it that the
+ * source has at @addr?  What was not written comes from there.
+ */
+static bool is_same_file_range(struct vm_area_struct *vma, unsigned long dst,
+			       struct vm_area_struct *src, unsigned long addr)
 {
-	if (!vma || vma->vm_start > addr)
+	bool of_file = src->vm_flags & VAS_VMA_FILE;
+
+	return of_file == !!vma->vm_file &&
+	       (!of_file || linear_page_index(vma, dst) ==
+			    linear_page_index(src, addr));
+}
+
+/* Does the target take the memory of @src at @addr here? */
+static int check_target(struct vm_area_struct *vma, unsigned long dst,
+			struct vm_area_struct *src, unsigned long addr)
+{
+	if (!vma || vma->vm_start > dst)
 		return -EFAULT;
-	if (!vas_eligible(vma) || vma->vm_flags & ~src->vm_flags & VM_DROPPABLE)
+	if (!vas_eligible(vma) ||
+	    vma->vm_flags & ~src->vm_flags & VM_DROPPABLE ||
+	    !is_same_file_range(vma, dst, src, addr))
 		return -EBUSY;
 	if (!can_modify_vma(vma))
 		return -EPERM;
@@ -109,7 +126,7 @@ static int plan_vma(struct attach *a, struct vm_area_struct *src)
 	for (; addr < end; addr = next) {
 		unsigned long dst = addr + a->delta;
 		struct vm_area_struct *vma = find_vma(a->mm, dst);
-		int err = check_target(vma, dst, src);
+		int err = check_target(vma, dst, src, addr);
 
 		if (err)
 			return err;
@@ -257,7 +274,9 @@ static int split_target(struct attach *a)
 			struct vm_area_struct *vma = target_vma(a, piece);
 
 			vma_start_write(vma);
-			err = vas_move_prepare(vma, piece);
+			/* khugepaged leaves tables of a file alone where there is one. */
+			err = vma->vm_file ? anon_vma_prepare(vma) : 0;
+			err = err ?: vas_move_prepare(vma, piece);
 		}
 		if (err)
 			return err;
@@ -268,9 +287,11 @@ static int split_target(struct attach *a)
 /*
  * @vma, whose pages are gone, takes over @piece's place in the anon_vma
  * hierarchy, and its pages.  rmap walks see either of them: they need the root
- * anon_vma's lock.
+ * anon_vma's lock.  If it is of a file, i_mmap_rwsem is held, so that khugepaged
+ * does not see it without an anon_vma.
  */
-static void take_over(struct vm_area_struct *vma, struct vm_area_struct *piece)
+static void take_over_locked(struct vm_area_struct *vma,
+			     struct vm_area_struct *piece)
 {
 	struct anon_vma *root;
 	struct anon_vma_chain *avc;
@@ -293,6 +314,19 @@ static void take_over(struct vm_area_struct *vma, struct vm_area_struct *piece)
 	piece->anon_vma = NULL;
 	vas_move_pages(vma, piece);
 	anon_vma_unlock_write(root);
+}
+
+static void take_over(struct vm_area_struct *vma, struct vm_area_struct *piece)
+{
+	struct address_space *mapping = NULL;
+
+	if (vma->vm_file) {
+		mapping = vma->vm_file->f_mapping;
+		i_mmap_lock_write(mapping);
+	}
+	take_over_locked(vma, piece);
+	if (mapping)
+		i_mmap_unlock_write(mapping);
 }
 
 /* What the target's VMA is from now on. */

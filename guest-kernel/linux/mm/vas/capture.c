@@ -2,10 +2,11 @@
 /*
  * Capture: share a task's memory with an empty VAS, copy-on-write.
  *
- * This is fork's dup_mmap() with another choice of VMAs: only plain private
- * anonymous memory, but also what fork would leave out (DONTFORK) or wipe
- * (WIPEONFORK), because it is a snapshot and not a child.  Droppable memory is
- * empty in the snapshot, too: whoever uses it must cope with that at any time.
+ * This is fork's dup_mmap() with another choice of VMAs: only private memory, but
+ * also what fork would leave out (DONTFORK) or wipe (WIPEONFORK), because it is a
+ * snapshot and not a child.  Of a file's private mapping it has the pages that
+ * were written; the others are the file's.  Droppable memory is empty in the
+ * snapshot, too: whoever uses it must cope with that at any time.
  */
 #include <linux/ksm.h>
 #include <linux/memcontrol.h>
@@ -29,23 +30,31 @@
 			 VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT | \
 			 VM_NORESERVE | VM_WIPEONFORK | VM_DROPPABLE)
 
-/* Without an anon_vma it was never written: it has no page. */
+/*
+ * Without an anon_vma it was never written: it has no page.  KSM may put the zero
+ * page where a page of a file's mapping was written, and in the store there are no
+ * zero pages.
+ */
 static bool worth_capturing(struct vm_area_struct *vma)
 {
 	return vas_eligible(vma) &&
-	       (vma->anon_vma || vma->vm_flags & VM_DROPPABLE);
+	       (vma->anon_vma || vma->vm_flags & VM_DROPPABLE) &&
+	       !(vma->vm_file && vma->vm_flags & VM_MERGEABLE);
 }
 
 /* What of @src lies in [start, end). */
 static int capture_vma(struct mm_struct *mm, struct vm_area_struct *src,
 		       unsigned long start, unsigned long end)
 {
+	vm_flags_t flags = src->vm_flags & VAS_VMA_FLAGS;
 	struct vm_area_struct *vma;
 
+	if (src->vm_file)
+		flags |= VAS_VMA_FILE;
 	start = max(start, src->vm_start);
 	end = min(end, src->vm_end);
-	vma = vas_add_vma(mm, start, end, linear_page_index(src, start),
-			  src->vm_flags & VAS_VMA_FLAGS, src->vm_page_prot);
+	vma = vas_add_vma(mm, start, end, linear_page_index(src, start), flags,
+			  src->vm_page_prot);
 	if (IS_ERR(vma))
 		return PTR_ERR(vma);
 	if (src->vm_flags & VM_DROPPABLE)

@@ -79,6 +79,8 @@ static int collect_pmd(pmd_t *pmd, unsigned long addr, unsigned long end,
 		page = vm_normal_page(vma, addr, ptent);
 		if (page)			/* else the zero page */
 			ret = collect_page(b, vma, addr, page, false);
+		else if (vma->vm_flags & VAS_VMA_FILE)
+			ret = -EIO;		/* see worth_capturing() */
 	}
 	pte_unmap_unlock(start_pte, ptl);
 	cond_resched();

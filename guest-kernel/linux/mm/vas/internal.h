@@ -21,7 +21,8 @@
  *	mmap_lock of the target	subclass 0
  *	mmap_lock of vas->mm	subclass VAS_LOCK_VAS
  *	mmap_lock of a stage	subclass VAS_LOCK_STAGE (see attach.c)
- *	root anon_vma rwsem	while pages change their VMA
+ *	i_mmap_rwsem		of a file, while pages change their VMA
+ *	root anon_vma rwsem	likewise
  *	page table locks	two at once, nested as in copy_pte_range()
  *
  * The shrinkers, which may run under any of these, take vas->lock and the
@@ -45,6 +46,13 @@
 #include <uapi/linux/vas.h>
 
 #include "store.h"
+
+/*
+ * Of a VAS's VMA: it has what was written in a private mapping of a file, no huge
+ * pages.  Where it has no page there is the file's, and not a page of zeros.  The
+ * flag's own meaning is void here, as no VAS is forked.
+ */
+#define VAS_VMA_FILE	VM_DONTCOPY
 
 #define VAS_LOCK_VAS	SINGLE_DEPTH_NESTING
 #define VAS_LOCK_STAGE	(SINGLE_DEPTH_NESTING + 1)

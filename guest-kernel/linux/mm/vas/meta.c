@@ -145,6 +145,8 @@ static struct virtio_vas_meta_vma meta_vma(struct vm_area_struct *vma)
 		flags |= VIRTIO_VAS_VMA_DROPPABLE;
 	if (vma->vm_flags & VM_WIPEONFORK)
 		flags |= VIRTIO_VAS_VMA_WIPEONFORK;
+	if (vma->vm_flags & VAS_VMA_FILE)
+		flags |= VIRTIO_VAS_VMA_FILE;
 	return (struct virtio_vas_meta_vma) {
 		.start = cpu_to_le64(vma->vm_start),
 		.end = cpu_to_le64(vma->vm_end),
@@ -236,7 +238,8 @@ static const void *meta_take(struct meta_in *in, u64 count, size_t size)
 }
 
 #define VMA_FLAGS	(VIRTIO_VAS_VMA_ACCOUNT | VIRTIO_VAS_VMA_NORESERVE | \
-			 VIRTIO_VAS_VMA_DROPPABLE | VIRTIO_VAS_VMA_WIPEONFORK)
+			 VIRTIO_VAS_VMA_DROPPABLE | VIRTIO_VAS_VMA_WIPEONFORK | \
+			 VIRTIO_VAS_VMA_FILE)
 
 static int parse_vma(struct vas_loaded *vas, const struct virtio_vas_meta_vma *m)
 {
@@ -265,6 +268,8 @@ static int parse_vma(struct vas_loaded *vas, const struct virtio_vas_meta_vma *m
 		vm_flags |= VM_DROPPABLE;
 	if (flags & VIRTIO_VAS_VMA_WIPEONFORK)
 		vm_flags |= VM_WIPEONFORK;
+	if (flags & VIRTIO_VAS_VMA_FILE)
+		vm_flags |= VAS_VMA_FILE;
 
 	vma = vas_add_vma(vas->mm, start, end, pgoff, vm_flags,
 			  vm_get_page_prot(vm_flags));
@@ -317,7 +322,7 @@ static bool run_valid(const struct vas_run *run,
 	       units <= have - run->index;
 }
 
-/* Each run in one VMA that holds pages, after the last one. */
+/* Each run in one VMA that holds such pages, after the last one. */
 static int parse_runs(struct vas_loaded *vas,
 		      const struct virtio_vas_meta_run *runs, u32 count,
 		      const struct vas_snapshot *snapshot)
@@ -342,7 +347,9 @@ static int parse_runs(struct vas_loaded *vas,
 		if (!vma || vma->vm_end <= run.start)
 			vma = vma_lookup(vas->mm, run.start);
 		if (!vma || run_end(&run) > vma->vm_end ||
-		    vma->vm_flags & VM_DROPPABLE)
+		    vma->vm_flags & VM_DROPPABLE ||
+		    (vma->vm_flags & VAS_VMA_FILE &&
+		     run.kind != VIRTIO_VAS_KIND_PACKED))
 			break;
 		last = run_end(&run);
 		err = vas_map_add(vas->map, &run, true);

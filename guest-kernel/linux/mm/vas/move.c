@@ -62,11 +62,15 @@ pmd_t *vas_alloc_pmd(struct mm_struct *mm, unsigned long addr)
 	return pud ? pmd_alloc(mm, pud, addr) : NULL;
 }
 
-/* Do [addr, next) and its new place at @dst each fill a page table? */
-static bool fills_table(unsigned long addr, unsigned long next,
-			unsigned long dst)
+/*
+ * Do [addr, next) and its new place at @dst each fill a page table?  Tables of a
+ * file's mapping stay: who walks the file's mappings may be in one.
+ */
+static bool fills_table(struct vm_area_struct *vma, unsigned long addr,
+			unsigned long next, unsigned long dst)
 {
-	return next - addr == PMD_SIZE && IS_ALIGNED(dst, PMD_SIZE);
+	return next - addr == PMD_SIZE && IS_ALIGNED(dst, PMD_SIZE) &&
+	       !vma->vm_file;
 }
 
 /* Where [addr, next) meets the end of a page table at its new place. */
@@ -85,7 +89,7 @@ int vas_move_prepare(struct vm_area_struct *dst, struct vm_area_struct *src)
 
 	for (; vas_next_pmd(src->vm_mm, &addr, end); addr = next) {
 		next = pmd_addr_end(addr, end);
-		if (fills_table(addr, next, addr + delta)) {
+		if (fills_table(dst, addr, next, addr + delta)) {
 			if (!vas_alloc_pmd(mm, addr + delta))
 				return -ENOMEM;
 			continue;
@@ -204,7 +208,7 @@ void vas_move_pages(struct vm_area_struct *dst, struct vm_area_struct *src)
 
 	for (; (pmd = vas_next_pmd(src_mm, &addr, end)); addr = next) {
 		next = pmd_addr_end(addr, end);
-		if (fills_table(addr, next, addr + delta)) {
+		if (fills_table(dst, addr, next, addr + delta)) {
 			move_table(dst, mm_find_pmd(dst_mm, addr + delta),
 				   src_mm, pmd, addr, delta);
 		} else {

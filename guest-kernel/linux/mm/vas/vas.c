@@ -215,18 +215,26 @@ struct vm_area_struct *vas_add_vma(struct mm_struct *mm, unsigned long start,
 	return vma;
 }
 
+static bool is_of_regular_file(struct vm_area_struct *vma)
+{
+	return !vma_is_anonymous(vma) && vma->vm_file &&
+	       S_ISREG(file_inode(vma->vm_file)->i_mode) && !vma_is_dax(vma);
+}
+
 /*
- * Plain private anonymous memory.  Not: /dev/zero (it has a file), memory of
- * devices, stacks that grow, shadow stacks, and what userfaultfd watches (a page
- * that is missing there is not a page of zeros).
+ * Private memory: plain anonymous memory, stacks, and private mappings of regular
+ * files.  Not: /dev/zero (anonymous, with a file), memory of devices, shadow
+ * stacks, and what userfaultfd watches (a page that is missing there is not a
+ * page of zeros).
  */
 bool vas_eligible(struct vm_area_struct *vma)
 {
-	return vma_is_anonymous(vma) && !vma->vm_file &&
+	bool anonymous = vma_is_anonymous(vma) && !vma->vm_file;
+
+	return (anonymous || is_of_regular_file(vma)) &&
 	       !(vma->vm_flags & (VM_SHARED | VM_MAYSHARE | VM_SPECIAL |
-				  VM_HUGETLB | VM_GROWSDOWN | VM_GROWSUP |
-				  VM_SHADOW_STACK)) &&
-	       !userfaultfd_armed(vma);
+				  VM_HUGETLB | VM_GROWSUP | VM_SHADOW_STACK)) &&
+	       !vma_is_temporary_stack(vma) && !userfaultfd_armed(vma);
 }
 
 /* No huge page of @vma shall be mapped across @addr. */

@@ -73,9 +73,12 @@ struct vas_open {
 
 /*
  * Share all eligible memory of a task with an empty VAS, copy-on-write: private
- * anonymous VMAs that were ever written and are not hugetlb, PFN-mapped,
- * GROWSDOWN, or registered with userfaultfd.  All or nothing; the target sees no
- * difference.  With @len, only what lies in [start, start + len).
+ * VMAs that were ever written, anonymous or of a regular file, and are not hugetlb,
+ * PFN-mapped, DAX, of a file and MERGEABLE, or registered with userfaultfd.  All or
+ * nothing; the target sees no difference.  With @len, only what lies in
+ * [start, start + len).
+ *
+ * Of a file's mapping the VAS has the pages that were written, and not the file's.
  *
  * Of droppable memory (MAP_DROPPABLE), where the C library keeps the state of
  * its random numbers, the VAS notes only that it is there, written or not: a VMA
@@ -120,9 +123,9 @@ struct vas_capture {
  *
  * [src, src + len) of the VAS appears at dst; len 0 means the whole VAS at the
  * addresses it was captured from.  The target must have eligible VMAs (see above;
- * but they need not have been written, and droppable ones take only what was
- * droppable) wherever the VAS has memory, in whatever pieces.  Whole or not at
- * all:
+ * but they need not have been written, droppable ones take only what was
+ * droppable, and ones of files only what was of a file, at the same offset) wherever
+ * the VAS has memory, in whatever pieces.  Whole or not at all:
  *
  * ENODATA: nothing was captured yet; ENOENT: it has nothing in the range (a
  * whole VAS may have nothing: that of a task that has only just begun); EFAULT:

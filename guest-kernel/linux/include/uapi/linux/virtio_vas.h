@@ -152,6 +152,8 @@ struct virtio_vas_meta_vas {
 #define VIRTIO_VAS_VMA_NORESERVE	(1U << 1)
 #define VIRTIO_VAS_VMA_DROPPABLE	(1U << 2)	/* it has no runs */
 #define VIRTIO_VAS_VMA_WIPEONFORK	(1U << 3)
+#define VIRTIO_VAS_VMA_FILE		(1U << 4)	/* of a file's private mapping: it has no
+							 * blocks, and elsewhere the file's pages */
 
 struct virtio_vas_meta_vma {
 	__le64 start;
