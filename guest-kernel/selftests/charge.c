@@ -51,6 +51,12 @@ static struct target user_in(const char *group)
 
 typedef long (*map_fn)(ulong addr, ulong len, ulong prot);
 
+/* Without stack and data, which are not alike in all targets here. */
+static int capture(int vas, pid_t pid)
+{
+	return vas_capture_range(vas, pid, BASE, GiB);
+}
+
 /* A VAS of SIZE, made in group "made" by a target that is gone. */
 static int made_vas(struct target *t, int fd, map_fn map)
 {
@@ -58,7 +64,7 @@ static int made_vas(struct target *t, int fd, map_fn map)
 
 	err = err ?: tcall(t, map, BASE, SIZE, RW);
 	err = err ?: tcall(t, t_fill, BASE, SIZE, 1);
-	err = err ?: vas_capture(fd, t->pid, 0, NULL);
+	err = err ?: capture(fd, t->pid);
 	target_kill(t);
 	*t = target_new();
 	return err;
@@ -116,7 +122,7 @@ TEST_F(vas, what_others_use_stays_theirs)
 	ASSERT_EQ(0, cgroup_enter("made", self->t.pid));
 	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, SIZE, RW));
 	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, SIZE, 1));
-	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
+	ASSERT_EQ(0, capture(self->fd, self->t.pid));
 	target_kill(&self->u);
 	self->u = user_in("user");
 	made = charged("made");
@@ -184,7 +190,7 @@ TEST_F(vas, a_removed_group_is_relieved_and_goes)
 		EXPECT_EQ(0, tcall(&t, t_check, BASE, SIZE, 1));
 		fds[i + 1] = vas_create(self->session, name, 0600, NULL);
 		ASSERT_GE(fds[i + 1], 0);
-		ASSERT_EQ(0, vas_capture(fds[i + 1], t.pid, 0, NULL));
+		ASSERT_EQ(0, capture(fds[i + 1], t.pid));
 		target_kill(&t);
 		EXPECT_EQ(0, cgroup_remove(name));
 	}
@@ -304,7 +310,7 @@ TEST_F(vas, a_captured_writer_is_not_charged_twice)
 	self->u = user_in("user");
 	ASSERT_EQ(0, cgroup_limit("user", SIZE + SIZE / 4));
 	ASSERT_EQ(0, tcall(&self->u, t_fill, BASE, SIZE, 1));
-	ASSERT_EQ(0, vas_capture(self->fd, self->u.pid, 0, NULL));
+	ASSERT_EQ(0, capture(self->fd, self->u.pid));
 	EXPECT_EQ(0, tcall(&self->u, t_fill, BASE, SIZE, 2));
 	EXPECT_EQ(0, tcall(&self->u, t_check, BASE, SIZE, 2));
 	EXPECT_EQ(0, cgroup_key("user", "memory.events", "oom"));
@@ -332,7 +338,7 @@ static void churn(int seed)
 		cgroup_enter(group, u.pid);
 		if (tcall(&t, i % 2 ? t_map_huge : t_map, BASE, 8 * MiB, RW) ||
 		    tcall(&t, t_fill, BASE, 8 * MiB, seed) ||
-		    vas_capture(fd, t.pid, 0, NULL))
+		    capture(fd, t.pid))
 			_exit(1);
 		if (i % 3)
 			target_kill(&t);
@@ -415,7 +421,7 @@ TEST_F(vas, what_charging_costs)
 		SKIP(return, "not enough memory");
 	ASSERT_EQ(0, tcall(&self->t, t_map, BASE, len, RW));
 	ASSERT_EQ(0, tcall(&self->t, t_fill, BASE, len, 1));
-	ASSERT_EQ(0, vas_capture(self->fd, self->t.pid, 0, NULL));
+	ASSERT_EQ(0, capture(self->fd, self->t.pid));
 	target_kill(&self->t);
 	self->t = target_new();
 	for (int i = 0; i < 5; i++) {

@@ -228,6 +228,27 @@ static inline void target_loop(int fd)
 }
 
 /*
+ * Until it is in read(3): so a call leaves its stack, which may be captured and replaced,
+ * as it found it.  Not for ever: it may be gone.
+ */
+static inline void target_wait(const struct target *t)
+{
+	char path[64], text[16] = "";
+
+	snprintf(path, sizeof(path), "/proc/%d/syscall", t->pid);
+	for (int i = 0; i < 1000 && strncmp(text, "0 0x3 ", 6); i++) {
+		int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t n = read(fd, text, sizeof(text));
+
+		close(fd);
+		if (n < 6)
+			return;
+		if (i > 10)
+			usleep(1000);
+	}
+}
+
+/*
  * A child that waits for calls; it dies with this process at the latest.  It is
  * returned once it has let go of the files that it was born with, so that a
  * file that the test closes is closed.
@@ -257,6 +278,7 @@ static inline struct target target_new(void)
 	t.fd = fds[0];
 	if (read(t.fd, &ready, 1) != 1)
 		abort();
+	target_wait(&t);
 	return t;
 }
 
@@ -270,6 +292,7 @@ static inline long tcall(struct target *t, target_fn fn, ulong a, ulong b,
 	if (send(t->fd, &call, sizeof(call), MSG_NOSIGNAL) != sizeof(call) ||
 	    read(t->fd, &ret, sizeof(ret)) != sizeof(ret))
 		return -ECONNRESET;
+	target_wait(t);
 	return ret;
 }
 

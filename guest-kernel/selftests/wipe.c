@@ -50,6 +50,8 @@ TEST_F(vas, droppable_memory_comes_back_droppable_and_empty)
 	EXPECT_EQ(0, tcall(&self->u, t_check, BASE, MiB, 3));
 	/* It is dropped, not swapped, when its memory is wanted: sooner or later all. */
 	for (int i = 0; i < 100; i++) {
+		/* Brings to the LRU what other CPUs still have in their batches. */
+		write_file("/proc/sys/vm/compact_memory", "1");
 		ASSERT_EQ(0, tcall(&self->u, t_madvise, BASE, MiB, MADV_PAGEOUT));
 		EXPECT_EQ(0, smaps_value(self->u.pid, BASE, "Swap"));
 		if (!tcall(&self->u, t_check_zero, BASE, MiB, 0))

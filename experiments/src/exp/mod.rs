@@ -11,6 +11,7 @@ mod fine;
 mod fixed;
 pub(crate) mod fleet;
 mod goes_on;
+mod lineage;
 mod pressure;
 mod programs;
 mod remap;
@@ -37,6 +38,7 @@ pub const ALL: &[&dyn Experiment] = &[
     &goes_on::GoesOn,
     &fixed::Fixed,
     &rollback::Rollback,
+    &lineage::Lineage,
     &fanout::Fanout,
     &tiers::Tiers,
     &store::Store,

@@ -8,7 +8,7 @@
 //! CRIU ends without having detached the task; what it saved ends with the detach. CRIU
 //! makes the changes by `ptrace`, which it calls through its import table.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{c_int, c_long, c_void};
 use std::sync::Mutex;
 
@@ -35,28 +35,29 @@ pub enum Error {
 struct Lent {
     /// Open until CRIU ends.
     session: Session,
-    /// What is saved: a thread, and words of its memory.
-    saved: HashSet<(libc::pid_t, Option<u64>)>,
+    /// What is saved of each thread: itself (`None`), and words of its memory.
+    saved: HashMap<libc::pid_t, HashSet<Option<u64>>>,
 }
 
 static LENT: Mutex<Option<Lent>> = Mutex::new(None);
 
 impl Lent {
     fn save(&mut self, tid: libc::pid_t, word: Option<u64>) -> Result<(), device::Error> {
-        if self.saved.contains(&(tid, word)) {
+        let saved = self.saved.entry(tid).or_default();
+        if saved.contains(&word) {
             return Ok(());
         }
         match word {
             Some(addr) => self.session.guard(tid, addr, WORD)?,
             None => self.session.guard(tid, 0, 0)?,
         }
-        self.saved.insert((tid, word));
+        saved.insert(word);
         Ok(())
     }
 
     /// The kernel has nothing saved of a thread (any more).
     fn forget(&mut self, tid: libc::pid_t) {
-        self.saved.retain(|(of, _)| *of != tid);
+        self.saved.remove(&tid);
     }
 }
 
@@ -122,7 +123,7 @@ pub fn install(session: &Session) -> Result<(), Error> {
     if let Ok(mut lent) = LENT.lock() {
         *lent = Some(Lent {
             session,
-            saved: HashSet::new(),
+            saved: HashMap::new(),
         });
     }
     Ok(())

@@ -9,6 +9,8 @@
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -167,6 +169,65 @@ impl Memory {
                 if got != want {
                     return Err(format!("page {page} word {word}: {got:#x}, not {want:#x}"));
                 }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A private mapping of this program's file, of which every fourth page was written to.
+struct Mapped {
+    pages: &'static mut [[u64; WORDS]],
+    seed: u64,
+}
+
+impl Mapped {
+    const PAGES: usize = 64;
+    const PROGRAM: &str = "/proc/self/exe";
+
+    fn new(seed: u64) -> Self {
+        let file = fs::File::open(Self::PROGRAM).expect("program");
+        // SAFETY: a new mapping of pages that the file has, never unmapped, used through `pages`.
+        let pages = unsafe {
+            let at = libc::mmap(
+                std::ptr::null_mut(),
+                Self::PAGES * PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                0,
+            );
+            assert_ne!(at, libc::MAP_FAILED, "mmap");
+            std::slice::from_raw_parts_mut(at.cast(), Self::PAGES)
+        };
+        let mut mapped = Self { pages, seed };
+        mapped.write(seed);
+        mapped
+    }
+
+    fn write(&mut self, seed: u64) {
+        self.seed = seed;
+        for (n, page) in self.pages.iter_mut().enumerate().step_by(4) {
+            *page = std::array::from_fn(|word| pattern(seed, n, word));
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let mut of_file = vec![0; Self::PAGES * PAGE];
+        let file = fs::File::open(Self::PROGRAM).map_err(|e| format!("program: {e}"))?;
+        file.read_exact_at(&mut of_file, 0)
+            .map_err(|e| format!("program: {e}"))?;
+        for (n, (page, of_file)) in self.pages.iter().zip(of_file.chunks(PAGE)).enumerate() {
+            let was_written = n % 4 == 0;
+            let good = if was_written {
+                (0..WORDS).all(|word| page[word] == pattern(self.seed, n, word))
+            } else {
+                let bytes = page.iter().flat_map(|word| word.to_ne_bytes());
+                bytes.eq(of_file.iter().copied())
+            };
+            if !good {
+                let what = if was_written { "written" } else { "the file's" };
+                return Err(format!("mapped page {n} is not what was {what}"));
             }
         }
         Ok(())
@@ -376,6 +437,7 @@ pub fn main(args: &[String]) {
     signals.thread_block().expect("block");
     // Room for the patterns of children.
     let mut memory = Memory::new(o.mib, o.huge, o.seed << 8);
+    let mut mapped = Mapped::new(o.seed << 8);
     let mut children = Vec::new();
     for nth in 0..o.children {
         // SAFETY: there are no other threads yet.
@@ -384,6 +446,7 @@ pub fn main(args: &[String]) {
             ForkResult::Child => {
                 children.clear();
                 memory.take(nth);
+                mapped.write((o.seed << 8) + 1 + nth as u64);
                 break;
             }
         }
@@ -396,7 +459,8 @@ pub fn main(args: &[String]) {
     put(&o.dir.join(format!("ready-{}", getpid())), &at.to_string());
     for generation in 1u64.. {
         signals.wait().expect("signal");
-        let mut good = memory.check().and_then(|()| threads.check());
+        let mut good = memory.check().and_then(|()| mapped.check());
+        good = good.and_then(|()| threads.check());
         if let Some(files) = &mut files {
             good = good.and_then(|()| files.check());
         }

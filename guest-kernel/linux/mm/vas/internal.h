@@ -96,6 +96,7 @@ struct vas {
 
 	char label[VAS_LABEL_MAX];	/* by vas_mutex */
 
+	struct hlist_node by_name;	/* by vas_mutex; while registered */
 	bool registered;		/* written under vas_mutex */
 	bool committed;			/* written under vas_mutex */
 	struct list_head session_node;	/* by vas_mutex; linked while transient */

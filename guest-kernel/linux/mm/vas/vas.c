@@ -4,6 +4,7 @@
  */
 #include <linux/capability.h>
 #include <linux/ctype.h>
+#include <linux/hashtable.h>
 #include <linux/mman.h>
 #include <linux/mmap_lock.h>
 #include <linux/pagewalk.h>
@@ -12,6 +13,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/stringhash.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
 #include <linux/timekeeping.h>
@@ -23,6 +25,7 @@
 
 DEFINE_MUTEX(vas_mutex);
 static DEFINE_XARRAY(vas_registry);	/* by id; vas_mutex */
+static DEFINE_HASHTABLE(vas_names, 10);	/* the same; vas_mutex */
 static u64 vas_last_id;			/* vas_mutex */
 
 bool vas_name_valid(const char *name)
@@ -38,16 +41,20 @@ bool vas_name_valid(const char *name)
 	return true;
 }
 
+static u32 name_hash(const char *name)
+{
+	return full_name_hash(NULL, name, strnlen(name, VAS_NAME_MAX));
+}
+
 /* By @id, or by @name where @id is 0.  The caller holds vas_mutex. */
 struct vas *vas_find(u64 id, const char *name)
 {
-	unsigned long index;
 	struct vas *vas;
 
 	lockdep_assert_held(&vas_mutex);
 	if (id)
 		return xa_load(&vas_registry, id);
-	xa_for_each(&vas_registry, index, vas)
+	hash_for_each_possible(vas_names, vas, by_name, name_hash(name))
 		if (!strncmp(vas->name, name, VAS_NAME_MAX))
 			return vas;
 	return NULL;
@@ -87,6 +94,7 @@ struct vas *vas_create(const char *name, umode_t mode)
 	err = xa_insert(&vas_registry, vas->id, vas, GFP_KERNEL_ACCOUNT);
 	if (err)
 		goto out_del;
+	hash_add(vas_names, &vas->by_name, name_hash(vas->name));
 	vas->registered = true;
 	return vas;
 
@@ -115,6 +123,7 @@ int vas_delete(struct vas *vas, bool force)
 		return err;
 	}
 	xa_erase(&vas_registry, vas->id);
+	hash_del(&vas->by_name);
 	list_del_init(&vas->session_node);
 	WRITE_ONCE(vas->registered, false);
 	kobject_del(&vas->kobj);	/* waits for readers of its files */
