@@ -417,7 +417,11 @@ fn cgroups_of_killed_restore(dir: &Path) {
                 .for_each(kill);
             criu_is_gone()
         });
-        end_workloads();
+        // Its command line is in its stack, which it may not have yet.
+        wait_until("the task to end", || {
+            kill(w.pid);
+            !Path::new(&format!("/proc/{}", w.pid)).exists()
+        });
         for command in ["ls", "gc"] {
             good(&mut vascriu(&[command]));
         }
