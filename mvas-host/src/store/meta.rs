@@ -415,7 +415,7 @@ mod tests {
     fn each_field_that_cannot_be_is_refused_for_its_reason() {
         let (vas, vma, run) = (16, 16 + 144, 16 + 144 + 32);
         let max = u64::MAX.to_le_bytes();
-        let cases: [(usize, &[u8], &str); 24] = [
+        let cases: [(usize, &[u8], &str); 25] = [
             (0, b"X", "magic"),
             (4, &[1], "version"),
             (4, &[3], "version"),
@@ -435,8 +435,9 @@ mod tests {
             (vma + 8, &[0, 0, 0, 0, 0, 0, 0, 2], "user space"),
             (vma + 16, &max, "offset"),
             (vma + 24, &[8], "unknown bits"),
-            (vma + 28, &[16], "unknown bits"),
+            (vma + 28, &[32], "unknown bits"),
             (vma + 28, &[4], "droppable"),
+            (vma + 28, &[16], "a block in a file's VMA"),
             (run + 8, &[0, 0], "empty"),
             (run + 12, &[2], "unknown kind"),
             (run + 16, &max, "has not"),
