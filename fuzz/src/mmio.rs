@@ -155,6 +155,8 @@ pub fn run(input: &[u8]) {
             let disk = Disk::open(&path, kind == 2).expect("a disk");
             let block = Block::new(disk).expect("a device");
             drive(block, as_its_thread, &mut input);
+            let metadata = std::fs::metadata(&path).expect("a disk");
+            assert_eq!(metadata.len(), 16 << 10, "a disk keeps its size");
         }
     }
 }
@@ -388,11 +390,26 @@ pub fn seeds() -> Vec<Vec<u8>> {
         turn.clone(),
         look.clone(),
     ];
-    let block = [start(1), read, disk, turn, look];
+    let block = [start(1), read, disk, turn.clone(), look.clone()];
+    // Four sectors from the second on: 11 discards them, 13 writes zeroes.
+    let emptied = [11, 13].map(|kind| {
+        let mut bytes = [0; 28]; // flags are zero in memory
+        (bytes[0], bytes[16], bytes[24]) = (kind, 2, 4);
+        let request = offer(0, 0, &[(0, 16, 0), (16, 16, 0), (0x2000, 1, 2)]);
+        [
+            start(1),
+            header(&bytes),
+            request,
+            turn.clone(),
+            look.clone(),
+        ]
+    });
     vec![
         [vec![0], entropy.concat()].concat(),
         [vec![1], vsock.concat()].concat(),
         [vec![2], block.concat()].concat(),
         [vec![3], block.concat()].concat(),
+        [vec![3], emptied[0].concat()].concat(),
+        [vec![3], emptied[1].concat()].concat(),
     ]
 }

@@ -106,7 +106,7 @@ const DEVICES: &[c_long] = &[
     SYS_shutdown,
 ];
 
-/// Guest memory from and to the image; flushes.
+/// Guest memory from and to the image; flushes (fallocate has a condition).
 const DISK: &[c_long] = &[SYS_preadv, SYS_pwritev, SYS_fdatasync];
 
 /// A driver starts and stops its device by a register.
@@ -217,6 +217,12 @@ fn with_conditions(role: Role) -> Result<Rules, BackendError> {
         _ => &[F_GETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC],
     };
     rules.insert(SYS_fcntl, one_of(1, fcntls.iter().copied().map(number))?);
+    if role == Role::Disk {
+        // Discards and zeroes: never more blocks behind the end, or other bytes elsewhere.
+        let empties = [FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE];
+        let empties = empties.map(|way| number(way | FALLOC_FL_KEEP_SIZE));
+        rules.insert(SYS_fallocate, one_of(1, empties)?);
+    }
     if role == Role::Command {
         rules.insert(SYS_socket, one_of(0, [number(AF_UNIX)])?);
         let thread = number(CLONE_THREAD | CLONE_VM);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! A disk that hangs: its image is on a file system that is frozen.
+//! Disks of guests: what they give back, and one that hangs, as its image is on a file system that is
+//! frozen.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::signal::{Signal, kill};
@@ -24,6 +26,32 @@ fn with_hanging_disk(name: &str, test: impl FnOnce(&Vm, Frozen) + Send) {
         wait_for("the disk to hang", || frozen.hangs(pid));
         test(&vm, frozen);
     });
+}
+
+#[test]
+fn what_a_guest_discards_or_zeroes_takes_no_room_on_the_host() {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder");
+    let image = folder.path().join("disk.img");
+    fs::write(&image, vec![7; 8 << 20]).expect("write");
+    let allocated = || fs::metadata(&image).expect("an image").blocks() * 512;
+    assert_eq!(allocated(), 8 << 20);
+    let vm = Vm::start("discards", &["--disk", image.to_str().expect("UTF-8")]);
+    for (command, left) in [
+        ("blkdiscard --offset 0 --length 4M /dev/vdb", 4 << 20),
+        (
+            "blkdiscard --zeroout --offset 6M --length 1M /dev/vdb",
+            3 << 20,
+        ),
+    ] {
+        let said = vm.exec(&["sh", "-c", command]);
+        assert!(said.status.success(), "{}", show(&said));
+        assert_eq!(allocated(), left, "{command}");
+    }
+    let content = fs::read(&image).expect("an image");
+    for (mib, byte) in [0, 0, 0, 0, 7, 7, 0, 7].into_iter().enumerate() {
+        let content = &content[mib << 20..(mib + 1) << 20];
+        assert!(content.iter().all(|b| *b == byte), "MiB {mib}");
+    }
 }
 
 #[test]

@@ -18,30 +18,51 @@ const FITHAW: libc::c_ulong = 0xc004_5878;
 
 /// Runs `test` with an ext4 of its own, in a thread with a mount namespace of its own.
 pub fn in_ext4(test: impl FnOnce(&Path) + Send) {
+    in_mounted(make_ext4, test);
+}
+
+/// Likewise with a ramfs, whose files have no holes to make.
+#[allow(dead_code)] // what other tests need
+pub fn in_ramfs(test: impl FnOnce(&Path) + Send) {
+    let none: Option<&str> = None;
+    in_mounted(
+        |_, mounted| Ok(mount(none, mounted, Some("ramfs"), MsFlags::empty(), none)?),
+        test,
+    );
+}
+
+fn in_mounted(
+    make: impl FnOnce(&Path, &Path) -> io::Result<()> + Send,
+    test: impl FnOnce(&Path) + Send,
+) {
     let folder = tempfile::tempdir().expect("a folder");
-    let dir = folder.path();
+    let (dir, mounted) = (folder.path(), folder.path().join("mounted"));
+    fs::create_dir(&mounted).expect("a folder");
     thread::scope(|scope| {
-        let body = move || match make(dir) {
-            Ok(()) => test(&dir.join("mounted")),
-            Err(error) => println!("SKIPPED: cannot mount an ext4 ({error}); run as root"),
+        let body = || match own_mounts().and_then(|()| make(dir, &mounted)) {
+            Ok(()) => test(&mounted),
+            Err(error) => println!("SKIPPED: cannot mount a file system ({error}); run as root"),
         };
         scope.spawn(body).join().expect("the test should pass");
     });
 }
 
-fn make(dir: &Path) -> io::Result<()> {
-    let (image, mounted) = (dir.join("image"), dir.join("mounted"));
-    File::create(&image)?.set_len(64 << 20)?;
-    fs::create_dir(&mounted)?;
-    succeed(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
+fn own_mounts() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    Ok(mount(none, "/", none, private, none)?)
+}
+
+fn make_ext4(dir: &Path, mounted: &Path) -> io::Result<()> {
+    let image = dir.join("image");
+    File::create(&image)?.set_len(64 << 20)?;
+    succeed(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
     succeed(
         Command::new("mount")
             .args(["-o", "loop"])
             .arg(&image)
-            .arg(&mounted),
+            .arg(mounted),
     )
 }
 

@@ -8,7 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::ptr;
 
-use super::{Attempt, Place};
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::{Attempt, Place, work};
 
 /// So many of the first are tried without a sandbox, too.
 pub const HARMLESS: usize = 8;
@@ -141,6 +143,10 @@ pub const ALL: &[Attempt] = &[
         let byte = b'x';
         // SAFETY: reads one byte.
         answer(unsafe { libc::ioctl(0, libc::TIOCSTI, &raw const byte) })
+    }),
+    ("grow", |_| {
+        let image = work::PREPARED.get().unwrap().1.run.ram();
+        fallocate(image.file(), FallocateFlags::empty(), 0, 4096).map_err(|e| e as i32)
     }),
     ("listen", |place| {
         errno(UnixListener::bind(place.foreign("socket")))

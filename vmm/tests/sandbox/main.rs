@@ -212,6 +212,18 @@ fn no_thread_reaches_another_process_or_runs_other_code() {
 }
 
 #[test]
+fn a_disks_thread_empties_ranges_of_its_image_and_allocates_none() {
+    // Each role but those that serve the store.
+    for role in [Role::Command, Role::Counters, Role::Disk, Role::Vcpu] {
+        assert_eq!(
+            attempt(role, "grow"),
+            Came::Ended(libc::SYS_fallocate),
+            "{role:?}"
+        );
+    }
+}
+
+#[test]
 fn what_threads_do_besides_their_work_is_no_escape() {
     for role in Role::ALL {
         for deed in ["panic", "allocate", "log", "sleep", "hash", "missing-page"] {

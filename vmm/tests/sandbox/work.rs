@@ -15,10 +15,15 @@ use mvas_abi::virtio_vas::*;
 use mvas_host::server::BLOCK;
 use mvas_host::store::Store;
 use mvasvm::devices::keep_newest;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::uio::{preadv, pwritev};
 
 use super::Attempt;
 use super::vm::{Vm, done, meta};
+
+const PUNCH: FallocateFlags = FallocateFlags::FALLOC_FL_PUNCH_HOLE;
+const ZERO: FallocateFlags = FallocateFlags::FALLOC_FL_ZERO_RANGE;
 
 /// A store, and a guest's memory in it.
 pub static PREPARED: OnceLock<(Store, Vm)> = OnceLock::new();
@@ -144,6 +149,15 @@ pub const ALL: &[Attempt] = &[
         sector.fill(0);
         preadv(image, &mut [IoSliceMut::new(&mut sector)], 4096).map_err(|e| e as i32)?;
         assert_eq!(sector, [1; 512]);
+        for (way, works) in [(PUNCH, true), (ZERO, false)] {
+            let way = way | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            // A tmpfs cannot do all of it; it says so itself.
+            match fallocate(image, way, 4096, 512) {
+                Err(Errno::EOPNOTSUPP) if !works => {}
+                done => done.map_err(|e| e as i32)?,
+            }
+        }
+        image.write_all_at(&sector, 4096).map_err(|_| 2)?;
         Ok(())
     }),
     ("end-of-run", |place| {

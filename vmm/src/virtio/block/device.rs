@@ -5,14 +5,15 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::{Disk, SECTOR};
 use super::metrics::BlockMetrics;
+use super::ranges;
 use super::worker::{DiskThread, Shared};
 use crate::end::EndSignal;
 use crate::sandbox::Sandbox;
@@ -27,13 +28,19 @@ pub const SEG_MAX: u32 = 254;
 /// The most bytes in a segment.
 pub const SIZE_MAX: u32 = 64 << 10;
 
+/// Bytes in a block, as the driver is told them: a [`SECTOR`].
+pub const BLOCK_SIZE: u32 = 512;
+const _: () = assert!(BLOCK_SIZE as u64 == SECTOR, "both are virtio's sector");
+/// Length of the configuration space: all up to `write_zeroes_may_unmap`, padded to words.
+const CONFIG_LEN: usize = 60;
+
 /// The device.
 #[derive(Debug)]
 pub struct Block {
     events: [EventFd; 1],
     shared: Arc<Shared>,
     thread: Option<DiskThread>,
-    config: [u8; 24],
+    config: [u8; CONFIG_LEN],
 }
 
 impl Block {
@@ -42,12 +49,7 @@ impl Block {
     /// # Errors
     /// An event cannot be made: too many open files.
     pub fn new(disk: Disk) -> io::Result<Self> {
-        // struct virtio_blk_config: capacity, size_max, seg_max, geometry (unused), blk_size.
-        let mut config = [0; 24];
-        config[0..8].copy_from_slice(&disk.sectors().to_le_bytes());
-        config[8..12].copy_from_slice(&SIZE_MAX.to_le_bytes());
-        config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
-        config[20..22].copy_from_slice(&SECTOR.to_le_bytes()[..2]);
+        let config = config(&disk);
         // Blocking: its thread waits in it.
         let kick = EventFd::new(0)?;
         Ok(Self {
@@ -89,19 +91,47 @@ impl Block {
     }
 }
 
+/// `struct virtio_blk_config` (virtio 1.2, section 5.2.4). Fields of features that are not offered
+/// are zero.
+fn config(disk: &Disk) -> [u8; CONFIG_LEN] {
+    let mut config = [0; CONFIG_LEN];
+    config[0..8].copy_from_slice(&disk.sectors().to_le_bytes());
+    let mut words = vec![(8, SIZE_MAX), (12, SEG_MAX), (20, BLOCK_SIZE)];
+    if disk.can_discard() {
+        words.extend([
+            (36, ranges::DISCARD.sectors),
+            (40, ranges::DISCARD.segments),
+            (44, ranges::ALIGNMENT),
+        ]);
+    }
+    if disk.can_write_zeroes() {
+        words.extend([
+            (48, ranges::WRITE_ZEROES.sectors),
+            (52, ranges::WRITE_ZEROES.segments),
+            (56, u32::from(disk.can_discard())),
+        ]);
+    }
+    for (at, word) in words {
+        config[at..at + 4].copy_from_slice(&word.to_le_bytes());
+    }
+    config
+}
+
 impl VirtioDevice for Block {
     fn device_type(&self) -> u32 {
         VIRTIO_ID_BLOCK
     }
 
     fn features(&self) -> u64 {
-        let read_only = u64::from(self.shared.disk.is_read_only()) << VIRTIO_BLK_F_RO;
+        let disk = &self.shared.disk;
         COMMON_FEATURES
             | 1 << VIRTIO_BLK_F_SIZE_MAX
             | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_FLUSH
-            | read_only
+            | u64::from(disk.is_read_only()) << VIRTIO_BLK_F_RO
+            | u64::from(disk.can_discard()) << VIRTIO_BLK_F_DISCARD
+            | u64::from(disk.can_write_zeroes()) << VIRTIO_BLK_F_WRITE_ZEROES
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -128,69 +158,13 @@ impl VirtioDevice for Block {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
+    use std::path::Path;
 
     use super::*;
+    use crate::virtio::block::test_utils::{
+        DISCARD, DISK_SIZE, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, header, rig, rig_in,
+    };
     use crate::virtio::test_utils::{Driver, Piece, hostile_queue_tests};
-
-    const IN: u32 = 0;
-    const OUT: u32 = 1;
-    const FLUSH: u32 = 4;
-    const GET_ID: u32 = 8;
-    const DISK_SIZE: u64 = 1 << 20;
-
-    struct Rig {
-        image: tempfile::NamedTempFile,
-        device: Block,
-        driver: Driver,
-    }
-
-    fn rig(read_only: bool) -> Rig {
-        let image = tempfile::NamedTempFile::new().unwrap();
-        let content: Vec<u8> = (0..DISK_SIZE).map(|at| (at / 512 % 251) as u8).collect();
-        image.as_file().write_all_at(&content, 0).unwrap();
-        let mut device = Block::new(Disk::open(image.path(), read_only).unwrap()).unwrap();
-        let driver = Driver::start(&mut device);
-        Rig {
-            image,
-            device,
-            driver,
-        }
-    }
-
-    impl Rig {
-        /// Sends one request; returns its status byte, used length and data.
-        fn request(&mut self, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32, Vec<u8>) {
-            let mut pieces = vec![header(kind, sector)];
-            pieces.extend_from_slice(data);
-            pieces.push(Piece::write(1));
-            let sent = self.driver.send(0, &pieces);
-            self.device.process_queue();
-            let used = self.driver.used(0);
-            assert_eq!(used.len(), 1);
-            assert_eq!(used[0].0, sent.head);
-            let bytes = (1..=data.len()).flat_map(|i| self.driver.read(&sent, i));
-            let bytes = bytes.collect();
-            let status = self.driver.read(&sent, pieces.len() - 1)[0];
-            (status, used[0].1, bytes)
-        }
-
-        fn image_at(&self, offset: u64, len: usize) -> Vec<u8> {
-            let mut bytes = vec![0; len];
-            self.image
-                .as_file()
-                .read_exact_at(&mut bytes, offset)
-                .unwrap();
-            bytes
-        }
-    }
-
-    fn header(kind: u32, sector: u64) -> Piece {
-        let mut bytes = kind.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(&sector.to_le_bytes());
-        Piece::Read(bytes)
-    }
 
     #[test]
     fn a_read_fills_several_segments_in_order() {
@@ -304,7 +278,7 @@ mod tests {
 
     #[test]
     fn unknown_requests_are_unsupported() {
-        for kind in [2, 3, 5, 11, 13, u32::MAX] {
+        for kind in [2, 3, 5, 14, u32::MAX] {
             assert_eq!(rig(false).request(kind, 0, &[]).0, 2, "{kind}");
         }
     }
@@ -350,18 +324,24 @@ mod tests {
 
     #[test]
     fn the_driver_is_told_of_large_requests_before_the_last_is_done() {
-        let mut rig = rig(true);
-        rig.device.events[0].read().unwrap();
-        let data = Piece::write(1 << 20);
-        for _ in 0..40 {
-            rig.driver
-                .send(0, &[header(IN, 0), data.clone(), Piece::write(1)]);
+        let range = [0u64.to_le_bytes(), 2048u64.to_le_bytes()].concat();
+        for (kind, data) in [
+            (IN, Piece::write(1 << 20)),
+            (DISCARD, Piece::read(&range)),
+            (WRITE_ZEROES, Piece::read(&range)),
+        ] {
+            let mut rig = rig_in(Path::new("/dev/shm"), false);
+            rig.device.events[0].read().unwrap();
+            for _ in 0..40 {
+                rig.driver
+                    .send(0, &[header(kind, 0), data.clone(), Piece::write(1)]);
+            }
+            for expected in [32, 8] {
+                rig.device.process_queue();
+                assert_eq!(rig.driver.used(0).len(), expected);
+            }
+            assert_eq!(rig.device.events[0].read().unwrap(), 1);
         }
-        for expected in [32, 8] {
-            rig.device.process_queue();
-            assert_eq!(rig.driver.used(0).len(), expected);
-        }
-        assert_eq!(rig.device.events[0].read().unwrap(), 1);
     }
 
     #[test]
@@ -377,13 +357,14 @@ mod tests {
     #[test]
     fn configuration_space_tells_the_size_and_the_limits() {
         let rig = rig(true);
-        let mut config = [0xff; 32];
+        let mut config = [0xff; 64];
         rig.device.read_config(0, &mut config);
         assert_eq!(config[0..8], 2048u64.to_le_bytes());
         assert_eq!(config[8..12], (64u32 << 10).to_le_bytes());
         assert_eq!(config[12..16], 254u32.to_le_bytes());
         assert_eq!(config[20..24], 512u32.to_le_bytes());
-        assert_eq!(config[24..], [0xff; 8]);
+        assert_eq!(config[24..60], [0; 36]);
+        assert_eq!(config[60..], [0xff; 4]);
     }
 
     hostile_queue_tests!(

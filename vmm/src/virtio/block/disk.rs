@@ -4,9 +4,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{self, FallocateFlags};
 use thiserror::Error;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
@@ -14,6 +16,15 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 pub const SECTOR: u64 = 512;
 /// Length of a disk's identity string.
 pub const ID_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
+
+/// Makes a hole.
+const PUNCH: FallocateFlags =
+    FallocateFlags::FALLOC_FL_PUNCH_HOLE.union(FallocateFlags::FALLOC_FL_KEEP_SIZE);
+/// Has the file system note that there are zeroes.
+const ZERO: FallocateFlags =
+    FallocateFlags::FALLOC_FL_ZERO_RANGE.union(FallocateFlags::FALLOC_FL_KEEP_SIZE);
+/// Zeroes written at a time where it can do neither.
+const PIECE: usize = 64 << 10;
 
 /// Why an image cannot be a disk.
 #[derive(Debug, Error)]
@@ -72,6 +83,10 @@ pub struct Disk {
     file: File,
     sectors: u64,
     read_only: bool,
+    /// It is a file, not a block device.
+    is_file: bool,
+    /// Its file system can take blocks out of its middle.
+    punches: bool,
     id: [u8; ID_LEN],
 }
 
@@ -118,10 +133,15 @@ impl Disk {
                 size,
             });
         }
+        let is_file = kind == libc::S_IFREG;
+        // Behind its end, where no hole changes it.
+        let punches = is_file && !read_only && fallocate(&file, PUNCH, size, SECTOR).is_ok();
         Ok(Self {
             file,
             sectors: size / SECTOR,
             read_only,
+            is_file,
+            punches,
             id: identity(metadata.dev(), metadata.ino()),
         })
     }
@@ -141,9 +161,75 @@ impl Disk {
         self.read_only
     }
 
+    /// Whether the guest may have blocks of it freed: what the guest does not need is to take no
+    /// room on the host. Not of a block device, where the room is what it is.
+    pub fn can_discard(&self) -> bool {
+        self.punches
+    }
+
+    /// Whether the guest may have ranges of it zeroed.
+    pub fn can_write_zeroes(&self) -> bool {
+        self.is_file && !self.read_only
+    }
+
+    /// Where in the image, in bytes, so many sectors from `sector` on begin. `None`: they do not all
+    /// exist.
+    pub fn offset_of(&self, sector: u64, count: u64) -> Option<u64> {
+        let end = sector.checked_add(count)?;
+        // No overflow: the size in bytes is a u64.
+        (end <= self.sectors).then(|| sector * SECTOR)
+    }
+
+    /// Frees the blocks that lie in a range, bytes; it reads as zeroes.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn discard(&self, at: u64, len: u64) -> io::Result<()> {
+        fallocate(&self.file, PUNCH, at, len)
+    }
+
+    /// Has a range, bytes, read as zeroes. Its blocks stay allocated, if the file system can do
+    /// that; or they may be freed, if it can do that and `unmap` says so.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn write_zeroes(&self, at: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let ways = if unmap { &[PUNCH][..] } else { &[ZERO, PUNCH] };
+        for way in ways {
+            match fallocate(&self.file, *way, at, len) {
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+                done => return done,
+            }
+        }
+        let zeroes = vec![0; usize::try_from(len).map_or(PIECE, |len| len.min(PIECE))];
+        let end = at.saturating_add(len);
+        let mut at = at;
+        while at < end {
+            let piece = usize::try_from(end - at).map_or(PIECE, |left| left.min(PIECE));
+            self.file.write_all_at(&zeroes[..piece], at)?;
+            at += piece as u64;
+        }
+        Ok(())
+    }
+
     /// What names the disk, padded with zeroes.
     pub fn id(&self) -> &[u8; ID_LEN] {
         &self.id
+    }
+}
+
+/// Changes how a range, bytes, is allocated; never the file's size.
+fn fallocate(file: &File, mode: FallocateFlags, at: u64, len: u64) -> io::Result<()> {
+    let too_far = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let (at, len) = (
+        at.try_into().map_err(too_far)?,
+        len.try_into().map_err(too_far)?,
+    );
+    loop {
+        match fcntl::fallocate(file, mode, at, len) {
+            Err(Errno::EINTR) => {}
+            done => return Ok(done?),
+        }
     }
 }
 
@@ -175,7 +261,7 @@ fn identity(dev: u64, ino: u64) -> [u8; ID_LEN] {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
+    use std::process::Command;
 
     use super::*;
 
@@ -207,6 +293,28 @@ mod tests {
             let error = Disk::open(Path::new(path), true).unwrap_err();
             assert!(matches!(error, DiskError::NotAnImage(_)), "{path}: {error}");
         }
+    }
+
+    #[test]
+    fn ranges_of_a_block_device_are_not_emptied() {
+        let image = image(1 << 20);
+        let losetup = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(image.path())
+            .output();
+        let Some(device) = losetup.ok().filter(|output| output.status.success()) else {
+            println!("SKIPPED: cannot make a block device; run as root");
+            return;
+        };
+        let device = String::from_utf8(device.stdout).unwrap();
+        let disk = Disk::open(Path::new(device.trim()), false);
+        let detached = Command::new("losetup")
+            .args(["--detach", device.trim()])
+            .status();
+        let disk = disk.unwrap();
+        assert!(detached.unwrap().success());
+        assert_eq!(disk.sectors(), 2048);
+        assert!(!disk.can_discard() && !disk.can_write_zeroes());
     }
 
     #[test]

@@ -3,12 +3,16 @@
 //!
 //! [`disk`] is the image on the host (size, lock, identity), [`request`] turns one chain into
 //! one operation on it, and `worker` is the thread that does so: each disk has its own, for an
-//! image may be slow, or hang.
+//! image may be slow, or hang. `ranges` has the requests that bring no data, but empty ranges of
+//! the disk.
 
 pub mod device;
 pub mod disk;
 pub mod metrics;
+mod ranges;
 pub mod request;
+#[cfg(test)]
+mod test_utils;
 mod worker;
 
 pub use device::Block;

@@ -2,12 +2,14 @@
 //! One request of the driver: header, data, status (virtio 1.2, section 5.2.6).
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
 use super::disk::{Disk, ID_LEN, SECTOR};
 use super::metrics::BlockMetrics;
+use super::ranges;
 use crate::virtio::chain::{Buffers, Chain, ChainError};
 
 /// Length of a request's header: type, reserved, sector.
@@ -17,7 +19,7 @@ const HEADER_LEN: usize = 16;
 pub const MAX_DATA: usize = (super::device::SEG_MAX * super::device::SIZE_MAX) as usize;
 
 /// Why a request failed; each has its status.
-enum Failure {
+pub(super) enum Failure {
     /// The driver asked for something that it may not have.
     BadRequest,
     /// It asked for something that this device does not know.
@@ -109,6 +111,8 @@ fn run(
             metrics.flushes.inc();
             Ok(0)
         }
+        VIRTIO_BLK_T_DISCARD => ranges::discard(to_device, disk, metrics).map(|()| 0),
+        VIRTIO_BLK_T_WRITE_ZEROES => ranges::write_zeroes(to_device, disk, metrics).map(|()| 0),
         VIRTIO_BLK_T_GET_ID if to_driver.len() >= ID_LEN => Ok(to_driver.copy_from(disk.id())),
         VIRTIO_BLK_T_GET_ID => Err(Failure::BadRequest),
         _ => Err(Failure::Unsupported),
@@ -118,17 +122,9 @@ fn run(
 /// Where in the image the data of a request lies, in bytes; all of it exists.
 fn extent(sector: u64, data: &Buffers<'_>, disk: &Disk) -> Result<u64, Failure> {
     let len = data.len() as u64;
-    let end = sector.checked_add(len / SECTOR);
-    let fits = data.len() <= MAX_DATA
-        && len > 0
-        && len.is_multiple_of(SECTOR)
-        && end.is_some_and(|end| end <= disk.sectors());
-    // No overflow: the sector lies inside of the image, whose size in bytes is a u64.
-    if fits {
-        Ok(sector * SECTOR)
-    } else {
-        Err(Failure::BadRequest)
-    }
+    let fits = data.len() <= MAX_DATA && len > 0 && len.is_multiple_of(SECTOR);
+    let offset = disk.offset_of(sector, len / SECTOR);
+    offset.filter(|_| fits).ok_or(Failure::BadRequest)
 }
 
 fn words(header: &[u8; HEADER_LEN]) -> [u32; 4] {

@@ -15,12 +15,11 @@ use super::metrics::BlockMetrics;
 use super::request::execute;
 use crate::end::EndSignal;
 use crate::sandbox::{Role, Sandbox};
-use crate::virtio::chain::Chain;
 use crate::virtio::device::{ActivateArgs, DeviceState};
 use crate::virtio::queue::{End, RingError, Verdict, process};
 
-/// Bytes moved, but for the last request, before the driver is told what is done.
-const MAX_BATCH: usize = 32 << 20;
+/// Bytes of the disk worked on, but for the last request, before the driver is told what is done.
+const MAX_BATCH: u64 = 32 << 20;
 /// What a request under way gets to be done at the end of a VM.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often whoever waits for a request looks whether it need not any more.
@@ -120,12 +119,12 @@ impl Shared {
 
     fn work(&self, active: &mut ActivateArgs) -> Result<(), RingError> {
         let mem = Arc::clone(&active.mem);
-        let mut left = MAX_BATCH;
+        let before = self.metrics.bytes();
         let progress = process(&mut active.queues[0], &mem, |chain| {
-            if left == 0 || self.lock().stop {
+            let done = self.metrics.bytes().wrapping_sub(before);
+            if done >= MAX_BATCH || self.lock().stop {
                 return Verdict::Stop;
             }
-            left = left.saturating_sub(chain.as_ref().map_or(0, Chain::len));
             Verdict::Used(execute(chain, &self.disk, &self.metrics))
         })?;
         if progress.notify {
