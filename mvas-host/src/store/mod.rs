@@ -136,6 +136,11 @@ impl Store {
         self.0.dir.path()
     }
 
+    /// Whether there are clones of it. Each of its runs has one until it ends.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Reads a complete snapshot. Its memory may go when it is removed: who wants to map it
     /// uses [`StoreRun::open`].
     ///

@@ -53,6 +53,7 @@ pub(super) enum Command {
     #[command(hide = true)]
     Janitor {
         name: VmName,
+        store: PathBuf,
     },
 }
 

@@ -73,7 +73,7 @@ fn run(command: Command) -> Result<u8> {
         Command::SimInit(args) => crate::sim::init::run(&args),
         Command::SimServe => crate::sim::init::serve(),
         Command::Relay { name } => reach::relay(&name),
-        Command::Janitor { name } => janitor::run(&name),
+        Command::Janitor { name, store } => janitor::run(&name, &store),
     }
 }
 

@@ -51,18 +51,20 @@ pub(super) fn run(mut wanted: Wanted) -> Result<u8> {
     let mut dir = Vms::open()?.claim(&wanted.name)?;
     let ram = backing(&wanted.args)?;
     let mut info = wanted.info(Hw::Kvm, None);
-    if let RamBacking::Store { store, .. } = &ram {
-        info.store = Some(store.path().to_owned());
-    }
+    let store = match &ram {
+        RamBacking::Store { store, .. } => Some(store.clone()),
+        RamBacking::Memfd => None,
+    };
+    info.store = store.as_ref().map(|store| store.path().to_owned());
     dir.clear()?;
     monitor_log::keep(dir.path().join(MONITOR_LOG)).context("cannot make the monitor's log")?;
     let sandbox = sandbox(&wanted, dir.path(), info.store.as_deref())?;
     let metrics = Arc::<Metrics>::default();
     let server = MetricsServer::start(dir.path(), metrics.clone(), &sandbox)
         .context("cannot serve the VM's counters")?;
-    let in_store = info.store.is_some();
     dir.describe(info)?;
-    let janitor = in_store.then(|| Janitor::start(&wanted.name)).transpose()?;
+    let janitor = store.map(|store| Janitor::start(&wanted.name, store));
+    let janitor = janitor.transpose()?;
     // The janitor is not in it: it may have to outlive all of it.
     wanted.cgroup.take().map_or(Ok(()), Cgroup::join)?;
     let outcome = run_to_end(wanted, &dir, ram, metrics, sandbox, &signals);

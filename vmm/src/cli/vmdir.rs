@@ -316,7 +316,8 @@ fn settle(path: &Path, all: &AllLock) -> Result<Option<VmInfo>> {
         return Ok(None);
     };
     if info.end.is_none() {
-        if let Err(error) = give_back(&info) {
+        let store = info.store.as_deref();
+        if let Err(error) = store.map_or(Ok(()), |store| give_back(&info.name, store)) {
             tracing::warn!("cannot give back the memory of {}: {error:#}", info.name);
         }
         info.end = Some(End::unsaid(path));
@@ -335,22 +336,26 @@ fn remove(path: &Path, _: &AllLock) -> Result<()> {
     }
 }
 
-/// Gives back the memory of a killed VM, whose monitor may still be on its way out.
-fn give_back(info: &VmInfo) -> Result<()> {
-    let Some(dir) = info.store.as_deref().filter(|dir| dir.is_dir()) else {
+/// Gives back the memory that a VM had in a store, and whose monitor may still be on its way out.
+///
+/// # Errors
+/// The store cannot be opened.
+pub(super) fn give_back(name: &str, store: &Path) -> Result<()> {
+    if !store.is_dir() {
         return Ok(());
-    };
+    }
     let options = StoreOptions {
         force: true, // its store, wherever it is
         ..StoreOptions::default()
     };
     let deadline = Instant::now() + EXIT_PATIENCE;
-    // Opening cleans up. Nobody else can have this name: it is not free before we are done.
-    while Store::open(dir, options)?
-        .living_vms()?
-        .contains(&info.name)
-        && Instant::now() < deadline
-    {
+    let lives = || -> Result<bool> {
+        // Opening cleans up.
+        let vms = Store::open(store, options)?.living_vms()?;
+        Ok(vms.iter().any(|vm| vm == name))
+    };
+    // If another VM has the name by now, that one is waited for, too. It does no harm.
+    while lives()? && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())

@@ -11,6 +11,15 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+#[allow(dead_code)] // what other tests need
+#[path = "../e2e/frozen.rs"]
+mod frozen;
+#[allow(dead_code)] // what other tests need
+#[macro_use]
+#[path = "../../src/run/guests.rs"]
+mod guests;
+
+mod disks;
 mod records;
 mod sandbox;
 #[path = "../../src/boot/test_kernel.rs"]

@@ -98,7 +98,12 @@ impl Home {
 
     /// The same with more words.
     pub fn spin_with(&self, name: &str, more: &[&str]) -> Child {
-        let mut child = self.start_with(name, &test_kernel::elf(&says("s", SPIN)), more);
+        self.run_until_it_says_s(name, &says("s", SPIN), more)
+    }
+
+    /// Starts a guest, and waits until it says `s`.
+    pub fn run_until_it_says_s(&self, name: &str, code: &[u8], more: &[&str]) -> Child {
+        let mut child = self.start_with(name, &test_kernel::elf(code), more);
         wait_until("the guest should speak", || {
             assert_eq!(child.try_wait().unwrap(), None, "the VM should run");
             let output = self.output(&["logs", name]);
