@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Tables for people: a header, a rule, right-aligned columns but the first.
 
+use comfy_table::presets::ASCII_MARKDOWN;
+use comfy_table::{CellAlignment, Table};
+
 /// Lays `rows` out under `header`.
 ///
 /// ```
@@ -9,48 +12,19 @@
 /// ```
 #[must_use]
 pub fn render(header: &[&str], rows: &[Vec<String>]) -> String {
-    let cell = |row: &Vec<String>, i: usize| row.get(i).map_or(0, |c| c.chars().count());
-    let widths: Vec<usize> = header
-        .iter()
-        .enumerate()
-        .map(|(i, h)| {
-            rows.iter()
-                .map(|r| cell(r, i))
-                .fold(h.chars().count(), usize::max)
-        })
-        .collect();
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let cells: Vec<String> = cells
-            .zip(&widths)
-            .enumerate()
-            .map(|(i, (c, &w))| {
-                if i == 0 {
-                    format!(" {c:<w$} ")
-                } else {
-                    format!(" {c:>w$} ")
-                }
-            })
-            .collect();
-        format!("|{}|\n", cells.join("|"))
-    };
-    let rule: Vec<String> = widths
-        .iter()
-        .enumerate()
-        .map(|(i, &w)| {
-            let dashes = "-".repeat(w + 1);
-            if i == 0 {
-                format!(":{dashes}")
-            } else {
-                format!("{dashes}:")
-            }
-        })
-        .collect();
-    let mut table = line(&mut header.iter().copied());
-    table.push_str(&format!("|{}|\n", rule.join("|")));
-    for row in rows {
-        table.push_str(&line(&mut row.iter().map(String::as_str)));
-    }
+    let mut table = Table::new();
     table
+        .load_style(ASCII_MARKDOWN)
+        .set_header(header)
+        .add_rows(rows);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut lines: Vec<String> = table.lines().collect();
+    // Colons say how columns are aligned: to the right, all but the first.
+    let rule = lines[1].replace("-|", ":|");
+    lines[1] = rule.replacen(":|", "-|", 1).replacen("|-", "|:", 1);
+    lines.join("\n") + "\n"
 }
 
 /// Milliseconds, with one decimal below 100.
