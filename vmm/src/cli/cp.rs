@@ -2,17 +2,19 @@
 //! `mvasvm cp`.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use mvasvm::config::VmName;
 
 use super::args::CpArgs;
 use super::reach;
 use super::vmdir::Vms;
+
+/// The line that a terminal shows meanwhile.
+const PROGRESS: &str = "{percent:>3} % of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,8 +25,17 @@ enum Place<'a> {
 
 pub(super) fn run(args: &CpArgs) -> Result<u8> {
     let (source, dest) = (place(&args.source), place(&args.dest));
-    let mut progress = Progress::new(args.quiet);
-    let mut show = |done, total| progress.show(done, total);
+    // It draws nothing where standard error is no terminal.
+    let bar = match args.quiet {
+        true => ProgressBar::hidden(),
+        false => ProgressBar::new(0)
+            .with_style(ProgressStyle::with_template(PROGRESS)?)
+            .with_finish(ProgressFinish::AndClear),
+    };
+    let mut show = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
     match (source, dest) {
         (Place::Here(source), Place::Guest(name, dest)) => {
             let session = reach::agent(&Vms::open()?.running(&name)?)?;
@@ -41,7 +52,6 @@ pub(super) fn run(args: &CpArgs) -> Result<u8> {
             bail!("both are in VMs: copy to this host first")
         }
     }
-    progress.end();
     Ok(0)
 }
 
@@ -58,38 +68,6 @@ fn place(text: &OsString) -> Place<'_> {
             Place::Guest(name, OsStr::from_bytes(&bytes[colon + 1..]))
         }
         _ => here,
-    }
-}
-
-/// A line on the terminal that counts up.
-struct Progress {
-    on: bool,
-    last: Instant,
-    shown: bool,
-}
-
-impl Progress {
-    fn new(quiet: bool) -> Self {
-        Self {
-            on: !quiet && io::stderr().is_terminal(),
-            last: Instant::now(),
-            shown: false,
-        }
-    }
-
-    fn show(&mut self, done: u64, total: u64) {
-        if self.on && self.last.elapsed() >= Duration::from_millis(200) {
-            self.last = Instant::now();
-            self.shown = true;
-            let percent = done.saturating_mul(100) / total.max(1);
-            let _ = write!(io::stderr(), "\r{percent:3} % of {} MiB", total >> 20);
-        }
-    }
-
-    fn end(&mut self) {
-        if self.shown {
-            let _ = writeln!(io::stderr(), "\r100 %");
-        }
     }
 }
 
