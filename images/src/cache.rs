@@ -6,11 +6,12 @@
 //! per kind makes a second builder wait, then find the entry of the first.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::TryLockError;
 use std::io;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use fs_err::os::unix::fs::symlink;
+use fs_err::{self as fs, File};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::key::Key;
@@ -24,26 +25,9 @@ pub enum Error {
     /// Neither `XDG_CACHE_HOME` nor `HOME` is set.
     #[error("no place for the cache: set XDG_CACHE_HOME or HOME")]
     NoHome,
-    /// A file operation failed.
-    #[error("cannot {what} {}", path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Makes an [`Error::Io`].
-fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
-    move |source| Error::Io {
-        what,
-        path: path.to_path_buf(),
-        source,
-    }
+    /// A file operation failed: which, and on what, it says itself.
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 /// The cache.
@@ -96,7 +80,7 @@ impl Cache {
     /// When it cannot be made.
     pub fn dir(&self, name: &str) -> Result<PathBuf, Error> {
         let dir = self.root.join(name);
-        fs::create_dir_all(&dir).map_err(io_error("make the folder", &dir))?;
+        fs::create_dir_all(&dir)?;
         Ok(dir)
     }
 
@@ -118,17 +102,16 @@ impl Cache {
     /// When the lock file cannot be made or locked.
     pub fn lock(&self, name: &str, waiting: impl FnOnce()) -> Result<Lock, Error> {
         let path = self.dir("locks")?.join(name);
-        let file = File::create(&path).map_err(io_error("create", &path))?;
+        let file = File::create(&path)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
+            Err(TryLockError::WouldBlock) => {
                 waiting();
-                file.lock().map_err(io_error("lock", &path))?;
+                file.lock()?;
             }
-            Err(fs::TryLockError::Error(e)) => return Err(io_error("lock", &path)(e)),
+            Err(TryLockError::Error(e)) => return Err(e.into()),
         }
-        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))
-            .map_err(|e| io_error("hand down the lock", &path)(e.into()))?;
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).map_err(io::Error::from)?;
         Ok(Lock(file))
     }
 
@@ -149,15 +132,15 @@ impl Cache {
         let parent = self.dir(kind)?;
         let temporary = parent.join(format!("{BUILDING}{key}"));
         remove(&temporary)?;
-        fs::create_dir(&temporary).map_err(io_error("make the folder", &temporary))?;
+        fs::create_dir(&temporary).map_err(Error::Io)?;
         if let Err(e) = build(&temporary) {
             remove(&temporary)?;
             return Err(e);
         }
         // The data must be on the disk before the name says that it is whole.
-        sync_file_system(&temporary).map_err(io_error("sync", &temporary))?;
+        sync_file_system(&temporary).map_err(Error::Io)?;
         let entry = self.entry(kind, key);
-        fs::rename(&temporary, &entry).map_err(io_error("rename", &temporary))?;
+        fs::rename(&temporary, &entry).map_err(Error::Io)?;
         Ok(entry)
     }
 
@@ -173,8 +156,8 @@ impl Cache {
         }
         let temporary = dir.join(format!(".{name}.{}", std::process::id()));
         remove(&temporary)?;
-        symlink(target, &temporary).map_err(io_error("make the link", &temporary))?;
-        fs::rename(&temporary, &link).map_err(io_error("rename", &temporary))
+        symlink(target, &temporary)?;
+        Ok(fs::rename(&temporary, &link)?)
     }
 
     /// All whole entries and all left-overs of interrupted builds, of all kinds.
@@ -187,10 +170,10 @@ impl Cache {
             let dir = self.root.join(kind);
             let listing = match fs::read_dir(&dir) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                listing => listing.map_err(io_error("read", &dir))?,
+                listing => listing?,
             };
             for entry in listing {
-                let entry = entry.map_err(io_error("read", &dir))?;
+                let entry = entry?;
                 let name = entry.file_name().to_string_lossy().into_owned();
                 let whole = Key::is_key(&name);
                 if whole || name.starts_with(BUILDING) {
@@ -213,8 +196,8 @@ impl Cache {
     pub fn in_use(&self) -> Result<Vec<PathBuf>, Error> {
         let dir = self.dir("current")?;
         let mut used = Vec::new();
-        for link in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
-            let link = link.map_err(io_error("read", &dir))?.path();
+        for link in fs::read_dir(&dir)? {
+            let link = link?.path();
             if let Ok(target) = fs::read_link(&link)
                 && let Some(entry) = target.parent()
             {
@@ -248,7 +231,7 @@ pub fn remove(path: &Path) -> Result<(), Error> {
     };
     match result {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(io_error("remove", path)),
+        result => Ok(result?),
     }
 }
 
@@ -279,7 +262,7 @@ mod tests {
     }
 
     fn build(content: &'static str) -> impl Fn(&Path) -> Result<(), Error> {
-        move |dir| fs::write(dir.join("f"), content).map_err(io_error("write", dir))
+        move |dir| Ok(fs::write(dir.join("f"), content)?)
     }
 
     #[test]

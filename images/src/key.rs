@@ -2,11 +2,11 @@
 //! Keys of cache entries: a hash over everything that went into an entry.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use fs_err as fs;
 use sha2::{Digest, Sha256};
 
 /// The key of a cache entry: 20 hexadecimal digits.
@@ -27,15 +27,6 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// An input that could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read {}, an input of the build", path.display())]
-pub struct UnreadableInput {
-    path: PathBuf,
-    #[source]
-    source: io::Error,
 }
 
 /// Collects the inputs of a cache entry.
@@ -77,15 +68,11 @@ impl Inputs {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn file(mut self, label: &str, path: &Path) -> Result<Self, UnreadableInput> {
-        let unreadable = |source| UnreadableInput {
-            path: path.to_path_buf(),
-            source,
-        };
-        let mut file = fs::File::open(path).map_err(unreadable)?;
-        let mode = file.metadata().map_err(unreadable)?.permissions().mode();
+    pub fn file(mut self, label: &str, path: &Path) -> io::Result<Self> {
+        let mut file = fs::File::open(path)?;
+        let mode = file.metadata()?.permissions().mode();
         let mut content = Sha256::new();
-        io::copy(&mut file, &mut content).map_err(unreadable)?;
+        io::copy(&mut file, &mut content)?;
         self.field(label.as_bytes());
         self.field(&[u8::from(mode & 0o100 != 0)]);
         self.field(&content.finalize());
@@ -97,7 +84,7 @@ impl Inputs {
     ///
     /// # Errors
     /// When a file or folder cannot be read.
-    pub fn tree(mut self, label: &str, dir: &Path) -> Result<Self, UnreadableInput> {
+    pub fn tree(mut self, label: &str, dir: &Path) -> io::Result<Self> {
         self = self.text("tree", label);
         for path in files_below(dir)? {
             let relative = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy();
@@ -129,21 +116,17 @@ impl Inputs {
 ///
 /// # Errors
 /// When a folder cannot be read.
-pub fn files_below(dir: &Path) -> Result<Vec<PathBuf>, UnreadableInput> {
+pub fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut pending = vec![dir.to_path_buf()];
     while let Some(dir) = pending.pop() {
-        let unreadable = |source| UnreadableInput {
-            path: dir.clone(),
-            source,
-        };
         let entries = match fs::read_dir(&dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries.map_err(unreadable)?,
+            entries => entries?,
         };
         for entry in entries {
-            let entry = entry.map_err(unreadable)?;
-            if entry.file_type().map_err(unreadable)?.is_dir() {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
                 pending.push(entry.path());
             } else {
                 found.push(entry.path());
@@ -156,6 +139,8 @@ pub fn files_below(dir: &Path) -> Result<Vec<PathBuf>, UnreadableInput> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -195,7 +180,7 @@ mod tests {
         let first = key();
         fs::write(&file, "2").unwrap();
         let content = key();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o755)).unwrap();
         let mode = key();
         fs::rename(&file, dir.path().join("a/c.c")).unwrap();
         let name = key();

@@ -7,10 +7,10 @@
 //! is read may come from another microVM: nothing in it is taken for granted.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read, Write};
+use std::path::Path;
 
+use fs_err::{self as fs, File};
 use memmap2::MmapMut;
 
 const MAGIC: &[u8; 8] = b"VASIMGS\x01";
@@ -23,28 +23,15 @@ const NAME_MAX: usize = 255;
 /// What can go wrong with packed images.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file cannot be read or written, or there is no memory.
-    #[error("{call} {path} failed")]
-    Io {
-        /// What was tried.
-        call: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    /// A file cannot be read or written: which, it says itself.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// There is no memory.
+    #[error("no memory to pack the images into")]
+    NoMemory(#[source] io::Error),
     /// What was read are no images.
     #[error("the snapshot's images are damaged: {0}")]
     Damaged(&'static str),
-}
-
-fn at<'a>(call: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + use<'a> {
-    move |source| Error::Io {
-        call,
-        path: path.into(),
-        source,
-    }
 }
 
 /// A file among the images.
@@ -78,9 +65,9 @@ pub fn pack(
             .iter()
             .map(|i| 10 + i.name.len() + i.bytes.len())
             .sum::<usize>();
-    for entry in dir.read_dir().map_err(at("reading", dir))? {
-        let entry = entry.map_err(at("reading", dir))?;
-        let meta = entry.metadata().map_err(at("reading", &entry.path()))?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
@@ -91,8 +78,8 @@ pub fn pack(
         len += 10 + name.len() + size;
         files.push((name, size));
     }
-    let no_memory = at("packing", dir);
-    let mut memory = MmapMut::map_anon(len.next_multiple_of(PAGE)).map_err(no_memory)?;
+    let memory = MmapMut::map_anon(len.next_multiple_of(PAGE));
+    let mut memory = memory.map_err(Error::NoMemory)?;
     let mut out = Cursor(&mut memory);
     out.put(MAGIC);
     out.put(&(len as u64).to_le_bytes());
@@ -102,10 +89,7 @@ pub fn pack(
     }
     for (name, size) in files {
         out.put_head(&name, size)?;
-        let path = dir.join(&name);
-        let mut file = File::open(&path).map_err(at("opening", &path))?;
-        file.read_exact(out.take(size))
-            .map_err(at("reading", &path))?;
+        File::open(dir.join(&name))?.read_exact(out.take(size))?;
     }
     Ok(memory)
 }
@@ -187,10 +171,7 @@ pub fn parse(memory: &[u8]) -> Result<Vec<Image<'_>>, Error> {
 /// The file system's.
 pub fn unpack(images: &[Image<'_>], dir: &Path) -> Result<(), Error> {
     for image in images {
-        let path = dir.join(image.name);
-        let file = File::options().write(true).create_new(true).open(&path);
-        let mut file = file.map_err(at("creating", &path))?;
-        io::Write::write_all(&mut file, image.bytes).map_err(at("writing", &path))?;
+        File::create_new(dir.join(image.name))?.write_all(image.bytes)?;
     }
     Ok(())
 }
@@ -198,7 +179,6 @@ pub fn unpack(images: &[Image<'_>], dir: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::fs;
 
     use proptest::prelude::*;
 
