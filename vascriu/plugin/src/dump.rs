@@ -21,10 +21,11 @@ use vascriu::snapshot::label::Label;
 use vascriu::snapshot::manifest::{self, Manifest, Task};
 use vascriu::snapshot::reference::{self, Reference};
 use vascriu::snapshot::registry::{self, Registry};
+use vascriu::snapshot::shared;
 use vascriu::text;
 
 use crate::criu::{self, Criu};
-use crate::{imports, inventory, lent, session};
+use crate::{imports, inventory, lent, seek, session};
 
 /// Why a dump failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,9 @@ pub enum Error {
     /// The images cannot be captured.
     #[error(transparent)]
     Images(#[from] images::Error),
+    /// Shared memory cannot be captured.
+    #[error(transparent)]
+    Shared(#[from] shared::Error),
     /// The user's directory cannot refer to the snapshot.
     #[error(transparent)]
     Reference(#[from] reference::Error),
@@ -75,7 +79,12 @@ pub struct Dump {
     manifest: Manifest,
     /// The VAS for CRIU's images.
     images: VasFile,
-    tasks: Vec<VasFile>,
+    /// Those for the tasks' memory.
+    memory: Vec<VasFile>,
+    /// Where shared memory is; none if CRIU has to write it.
+    shared_dev: Option<u64>,
+    /// What they share.
+    shared: Vec<shared::Source>,
 }
 
 /// What to undo where CRIU, the process `pid`, fails after all.
@@ -85,10 +94,22 @@ struct Committed {
     order: order::Dump,
     manifest: Manifest,
     images: VasFile,
-    tasks: Vec<VasFile>,
+    memory: Vec<VasFile>,
 }
 
 static COMMITTED: Mutex<Option<Committed>> = Mutex::new(None);
+
+/// Has CRIU leave the pages of shared memory out of its images; says on which device that is.
+fn hide_shared() -> Option<u64> {
+    let hide = || -> Result<u64, Error> {
+        let dev = shared::device()?;
+        seek::install(dev)?;
+        Ok(dev)
+    };
+    hide()
+        .inspect_err(|e| criu::info(&format!("CRIU writes shared memory: {}", text::chain(e))))
+        .ok()
+}
 
 /// The directory that shall refer to the snapshot.
 fn reference_dir(order: &order::Dump) -> Option<BorrowedFd<'static>> {
@@ -139,7 +160,9 @@ impl Dump {
             registry,
             label,
             images,
-            tasks: Vec::new(),
+            memory: Vec::new(),
+            shared_dev: hide_shared(),
+            shared: Vec::new(),
         })
     }
 
@@ -161,7 +184,7 @@ impl Dump {
             "captured {} pages of {vpid} in {capture_us} us",
             done.pages
         ));
-        if self.tasks.is_empty() {
+        if self.memory.is_empty() {
             self.manifest.parent = process::restored_from(pid);
         }
         self.manifest.add(Task {
@@ -175,7 +198,24 @@ impl Dump {
             swap_pages: done.swap_pages,
             capture_us,
         })?;
-        self.tasks.push(vas);
+        self.memory.push(vas);
+        if let Some(dev) = self.shared_dev {
+            let mut found = shared::of(pid, vpid, dev)?;
+            found.retain(|source| seek::hide(source.inode));
+            self.shared.extend(found);
+        }
+        Ok(())
+    }
+
+    /// Copies what the tasks share, which stand still.
+    fn capture_shared(&mut self) -> Result<(), Error> {
+        if self.shared.is_empty() {
+            return Ok(());
+        }
+        let name = self.order.id.shared_vas();
+        let (_, vas) = self.registry.session().create(&name, 0o600)?;
+        self.manifest.shared = shared::capture(&self.shared, &vas)?;
+        self.memory.push(vas);
         Ok(())
     }
 
@@ -199,7 +239,7 @@ impl Dump {
                 order: self.order,
                 manifest: self.manifest,
                 images: self.images,
-                tasks: self.tasks,
+                memory: self.memory,
             });
         }
         // SAFETY: `at_exit` has the type that on_exit wants, and stays loaded
@@ -208,6 +248,7 @@ impl Dump {
     }
 
     fn try_commit(&mut self) -> Result<u64, Error> {
+        self.capture_shared()?;
         let manifest = self.manifest.to_bytes()?;
         let image_bytes = images::capture(self.criu.image_dir(), &manifest, &self.images)?;
         self.label.tasks = u32::try_from(self.manifest.tasks.len()).expect("PIDs are fewer");
@@ -231,7 +272,7 @@ impl Dump {
 
     /// The tasks are stopped still, all of them: nothing of ours stays.
     fn undo(&self) {
-        delete(&self.images, &self.tasks);
+        delete(&self.images, &self.memory);
         if let Some(dir) = reference_dir(&self.order) {
             Reference::take_back(dir, self.order.id);
         }
@@ -239,8 +280,8 @@ impl Dump {
 }
 
 /// Deletes a snapshot, committed or not.
-fn delete(images: &VasFile, tasks: &[VasFile]) {
-    for vas in std::iter::once(images).chain(tasks) {
+fn delete(images: &VasFile, memory: &[VasFile]) {
+    for vas in std::iter::once(images).chain(memory) {
         if let Err(e) = vas.delete(true) {
             criu::error(&text::chain(&e));
         }
@@ -265,7 +306,7 @@ extern "C" fn at_exit(status: c_int, _: *mut c_void) {
             }
             return;
         }
-        delete(&done.images, &done.tasks);
+        delete(&done.images, &done.memory);
         if let Some(dir) = dir {
             Reference::take_back(dir, done.order.id);
         }

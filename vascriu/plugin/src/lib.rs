@@ -12,6 +12,7 @@ mod imports;
 mod inventory;
 mod lent;
 mod restore;
+mod seek;
 mod session;
 
 use std::ffi::c_int;

@@ -20,6 +20,7 @@ use vascriu::snapshot::id::Member;
 use vascriu::snapshot::images;
 use vascriu::snapshot::manifest::{self, Manifest, Task};
 use vascriu::snapshot::registry::{self, Registry};
+use vascriu::snapshot::shared;
 use vascriu::text;
 
 use crate::criu::{self, Criu};
@@ -52,6 +53,12 @@ pub enum Error {
     /// CRIU cannot be guarded.
     #[error(transparent)]
     Imports(#[from] imports::Error),
+    /// Shared memory cannot be brought back.
+    #[error(transparent)]
+    Shared(#[from] shared::Error),
+    /// Its VAS is gone.
+    #[error("the shared memory of the tasks is gone: the snapshot was removed")]
+    SharedGone,
     /// One VAS is gone.
     #[error("the memory of task {0} ({1}) is gone: the snapshot was removed")]
     Gone(Vpid, String),
@@ -85,6 +92,8 @@ pub struct Restore {
     manifest: Manifest,
     /// The snapshot is in use for as long as this is open.
     _images: VasFile,
+    /// What the tasks share, if they do.
+    shared: Option<VasFile>,
     /// Captured tasks whose hook has not been called yet.
     waiting: Vec<(Task, VasFile)>,
     /// Whether it is a copy; not known before the first task is ready.
@@ -114,12 +123,19 @@ impl Restore {
             })
         };
         let waiting = manifest.tasks.iter().map(open).collect::<Result<_, _>>()?;
+        let has_shared = !manifest.shared.is_empty();
+        let shared = has_shared.then(|| registry.open_member(order.id, Member::Shared));
+        let shared = shared.transpose().map_err(|e| match e {
+            device::Error::Gone { .. } => Error::SharedGone,
+            e => e.into(),
+        })?;
         guard::install()?;
         Ok(Self {
             order,
             registry,
             manifest,
             _images: images,
+            shared,
             waiting,
             clone: None,
             restored: Vec::new(),
@@ -187,6 +203,10 @@ impl Restore {
         let pages = vas
             .attach(task.as_fd(), self.order.id.bytes(), clone)?
             .pages;
+        let segments = self.manifest.shared.iter().filter(|s| s.vpid == vpid);
+        for (segment, vas) in segments.zip(self.shared.iter().cycle()) {
+            segment.restore(pid, vas)?;
+        }
         let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         criu::info(&format!("attached {pages} pages to {vpid} in {us} us"));
         self.report.attached.push(Attach {

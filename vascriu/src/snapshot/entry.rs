@@ -21,6 +21,8 @@ pub struct Entry {
     pub label: Option<Label>,
     /// Its `images` VAS; none where it is in the store only.
     pub images: Option<Stat>,
+    /// The VAS of what they share, if they do.
+    pub shared: Option<Stat>,
     /// The VASes of its tasks.
     pub tasks: Vec<(Vpid, Stat)>,
     /// What the store has of it.
@@ -33,6 +35,7 @@ impl Entry {
             id,
             label: None,
             images: None,
+            shared: None,
             tasks: Vec::new(),
             stored: None,
         }
@@ -88,13 +91,15 @@ impl Entry {
 
     /// What the kernel says of all its VASes.
     pub fn stats(&self) -> impl Iterator<Item = &Stat> {
-        self.images.iter().chain(self.tasks.iter().map(|(_, s)| s))
+        let one = self.images.iter().chain(&self.shared);
+        one.chain(self.tasks.iter().map(|(_, s)| s))
     }
 
     /// Pages of its tasks' memory.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        let here = || self.tasks.iter().map(|(_, s)| s.pages + s.swap_pages).sum();
+        let memory = || self.shared.iter().chain(self.tasks.iter().map(|(_, s)| s));
+        let here = || memory().map(|s| s.pages + s.swap_pages).sum();
         let label = self.label.as_ref().map(|l| l.pages);
         label.unwrap_or_else(here)
     }

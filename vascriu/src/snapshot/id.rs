@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::process::Vpid;
 
 const IMAGES: &str = "images";
+const SHARED: &str = "shared";
 
 /// 128 random bits: the same for ever, and never another snapshot's. As text it is 32
 /// lower-case hexadecimal digits.
@@ -25,6 +26,8 @@ pub struct Invalid(String);
 pub enum Member {
     /// CRIU's images, and the snapshot's label.
     Images,
+    /// Memory that tasks share by `MAP_SHARED`.
+    Shared,
     /// The memory of a task.
     Task(Vpid),
 }
@@ -62,6 +65,12 @@ impl SnapshotId {
         format!("{self}:{IMAGES}")
     }
 
+    /// The VAS that holds the shared memory.
+    #[must_use]
+    pub fn shared_vas(self) -> String {
+        format!("{self}:{SHARED}")
+    }
+
     /// The VAS that holds the memory of a task.
     #[must_use]
     pub fn task_vas(self, task: Vpid) -> String {
@@ -73,12 +82,14 @@ impl SnapshotId {
 #[must_use]
 pub fn parse_vas(name: &str) -> Option<(SnapshotId, Member)> {
     let (id, member) = name.split_once(':')?;
-    let member = if member == IMAGES {
-        Member::Images
-    } else {
-        // Only as we write it: no sign, no leading zeroes.
-        let vpid = Vpid(member.parse().ok().filter(|&v| v > 0)?);
-        (vpid.to_string() == member).then_some(Member::Task(vpid))?
+    let member = match member {
+        IMAGES => Member::Images,
+        SHARED => Member::Shared,
+        _ => {
+            // Only as we write it: no sign, no leading zeroes.
+            let vpid = Vpid(member.parse().ok().filter(|&v| v > 0)?);
+            (vpid.to_string() == member).then_some(Member::Task(vpid))?
+        }
     };
     Some((id.parse().ok()?, member))
 }
@@ -133,6 +144,7 @@ mod tests {
             let id = SnapshotId(bytes);
             prop_assert_eq!(id.to_string().parse(), Ok(id));
             prop_assert_eq!(parse_vas(&id.images_vas()), Some((id, Member::Images)));
+            prop_assert_eq!(parse_vas(&id.shared_vas()), Some((id, Member::Shared)));
             prop_assert_eq!(parse_vas(&id.task_vas(Vpid(vpid))), Some((id, Member::Task(Vpid(vpid)))));
             let json = serde_json::to_string(&id).expect("json");
             prop_assert_eq!(serde_json::from_str::<SnapshotId>(&json).expect("json"), id);

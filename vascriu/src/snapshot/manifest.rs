@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::id::SnapshotId;
+use super::shared::Segment;
 use crate::process::{self, Vpid};
 
 /// Its name among the images.
 pub const FILE: &str = "vas.json";
 /// Version of the format that is written, and the only one that is read.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What can be wrong with a `vas.json`.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +95,9 @@ pub struct Manifest {
     pub parent: Option<SnapshotId>,
     /// The tasks, in the order of their capture: parents before children.
     pub tasks: Vec<Task>,
+    /// What they share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<Segment>,
 }
 
 impl Manifest {
@@ -109,6 +113,7 @@ impl Manifest {
             left_running,
             parent: None,
             tasks: Vec::new(),
+            shared: Vec::new(),
         }
     }
 
@@ -170,10 +175,12 @@ impl Manifest {
         })
     }
 
-    /// Captured pages of all tasks, huge and swapped ones too.
+    /// Captured pages of all tasks, huge and swapped ones too, and of what they share.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        self.tasks.iter().map(|t| t.pages + t.swap_pages).sum()
+        let tasks: u64 = self.tasks.iter().map(|t| t.pages + t.swap_pages).sum();
+        let shared = self.shared.iter().map(Segment::pages);
+        shared.fold(tasks, u64::saturating_add)
     }
 
     /// Microseconds that all captures took.

@@ -10,3 +10,4 @@ pub mod name;
 pub mod pack;
 pub mod reference;
 pub mod registry;
+pub mod shared;

@@ -105,6 +105,7 @@ impl Registry {
                     entry.label = vas.label().ok().and_then(|l| Label::parse(&l));
                     entry.images = Some(stat);
                 }
+                Member::Shared => entry.shared = Some(stat),
                 Member::Task(vpid) => entry.tasks.push((vpid, stat)),
             }
         }
@@ -182,6 +183,7 @@ impl Registry {
     pub fn open_member(&self, id: SnapshotId, member: Member) -> Result<VasFile, device::Error> {
         let name = match member {
             Member::Images => id.images_vas(),
+            Member::Shared => id.shared_vas(),
             Member::Task(vpid) => id.task_vas(vpid),
         };
         self.session.vas_by_name(&name, VAS_ACCESS_READ)
@@ -244,7 +246,7 @@ impl Registry {
                 _ => {}
             }
         }
-        found.sort_by_key(|(is_task, _)| *is_task);
+        found.sort_by_key(|(is_memory, _)| *is_memory);
         Ok(found.into_iter().map(|(_, file)| file).collect())
     }
 
@@ -311,7 +313,7 @@ impl Registry {
         Ok(list)
     }
 
-    /// Removes what a killed [`Registry::remove`] has left: memory of tasks that was part of a
+    /// Removes what a killed [`Registry::remove`] has left: memory that was part of a
     /// snapshot whose images are gone. Says what the kernel said of it.
     ///
     /// # Errors
@@ -320,14 +322,14 @@ impl Registry {
         let _held = self.exclusive()?;
         let mut gone = Vec::new();
         for entry in self.scan()?.into_values().filter(|e| !e.is_here()) {
-            for (_, stat) in entry.tasks.into_iter().filter(|(_, s)| s.committed) {
+            for stat in entry.stats().filter(|s| s.committed) {
                 let deleted = || self.session.vas(stat.id, BOTH)?.delete(false);
                 match if dry_run { Ok(()) } else { deleted() } {
                     // A restore that began before the removal; or it has just gone.
                     Err(device::Error::Busy { .. } | device::Error::Gone { .. }) => {}
                     done => {
                         done?;
-                        gone.push(stat);
+                        gone.push(stat.clone());
                     }
                 }
             }

@@ -29,6 +29,7 @@ fn tree(dir: &Path) -> Options {
     Options {
         children: 1,
         threads: 1,
+        shared: true,
         ..small(dir)
     }
 }

@@ -140,6 +140,7 @@ fn tree(dir: &Path) -> Options {
         children: 2,
         threads: 2,
         files: true,
+        shared: true,
         ..small(dir)
     }
 }

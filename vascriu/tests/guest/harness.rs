@@ -159,7 +159,7 @@ pub fn id_of(name: &str) -> SnapshotId {
 /// Names of all VASes of tasks.
 pub fn vases() -> Vec<String> {
     let mut names = all_vases();
-    names.retain(|n| !n.ends_with(":images"));
+    names.retain(|n| !n.ends_with(":images") && !n.ends_with(":shared"));
     names
 }
 

@@ -35,6 +35,7 @@ pub const TESTS: &[Test] = &[
     ("files_pipes_and_sockets_come_back", files),
     ("a_tcp_connection_comes_back", tcp),
     ("a_tree_comes_back_and_shares_what_it_shared", tree),
+    ("what_a_tree_shares_comes_back_shared", shared),
     ("a_process_comes_back_in_its_cgroup", cgroup),
     (
         "a_directory_refers_to_its_snapshot_and_so_does_any_copy",
@@ -121,6 +122,35 @@ fn huge(dir: &Path) {
     r.check();
     r.kill();
     rm(&["x"]);
+}
+
+fn shared(dir: &Path) {
+    let tree = Options {
+        children: 2,
+        shared: true,
+        ..small(dir)
+    };
+    // Generation after generation; and each copy has its own.
+    let w = Workload::start(&tree);
+    w.check();
+    w.dump("first", &["--leave-running"]);
+    assert_eq!(w.check(), 2);
+    let said = w.dump("x", &[]);
+    let image_bytes = said["image_bytes"].as_u64().expect("a number");
+    assert!(image_bytes < 160 << 10, "none of it written: {image_bytes}");
+    for _ in 0..2 {
+        let (r, _) = restore("x", &w, &[]);
+        assert_eq!((r.check(), r.check()), (3, 4));
+        r.dump("y", &[]);
+        let (r, _) = restore("y", &w, &[]);
+        assert_eq!(r.check(), 5);
+        r.kill();
+        rm(&["y"]);
+    }
+    let (r, _) = restore("first", &w, &[]);
+    assert_eq!(r.check(), 2);
+    r.kill();
+    rm(&["first", "x"]);
 }
 
 fn again(dir: &Path) {

@@ -79,6 +79,7 @@ fn tree(dir: &Path) -> Options {
     Options {
         children: 1,
         huge: true,
+        shared: true,
         ..small(dir)
     }
 }

@@ -18,6 +18,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{ForkResult, Pid, fork, getpid, setsid};
 
@@ -43,6 +44,8 @@ pub struct Options {
     pub files: bool,
     /// A TCP connection over the loopback.
     pub tcp: bool,
+    /// Memory that it shares with its children, anonymous and of `memfd_create`.
+    pub shared: bool,
     /// None of all that, but the program of `randomness.rs`.
     pub random: bool,
 }
@@ -62,6 +65,7 @@ impl Options {
             (self.huge, "huge"),
             (self.files, "files"),
             (self.tcp, "tcp"),
+            (self.shared, "shared"),
             (self.random, "random"),
         ] {
             if on {
@@ -86,6 +90,7 @@ impl Options {
                 "huge" => o.huge = true,
                 "files" => o.files = true,
                 "tcp" => o.tcp = true,
+                "shared" => o.shared = true,
                 "random" => o.random = true,
                 _ => panic!("unknown option {name}"),
             }
@@ -228,6 +233,76 @@ impl Mapped {
             if !good {
                 let what = if was_written { "written" } else { "the file's" };
                 return Err(format!("mapped page {n} is not what was {what}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Memory that a tree shares: a count of checks, then a pattern with a hole in its middle.
+struct Shared {
+    both: [&'static mut [[u64; WORDS]]; 2],
+    seed: u64,
+}
+
+impl Shared {
+    const PAGES: usize = 768;
+    const HOLE: std::ops::Range<usize> = 200..600;
+
+    fn new(seed: u64) -> Self {
+        let memfd = memfd_create(c"shared", MFdFlags::empty()).expect("memfd");
+        let memfd = fs::File::from(memfd);
+        // More than is mapped.
+        memfd
+            .set_len(2 * (Self::PAGES * PAGE) as u64)
+            .expect("length");
+        let map = |flags, fd: i32| {
+            // SAFETY: a new mapping of whole pages that are there, never unmapped; others that
+            // map it write when this process waits for them.
+            unsafe {
+                let at = libc::mmap(
+                    std::ptr::null_mut(),
+                    Self::PAGES * PAGE,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_SHARED | flags,
+                    fd,
+                    0,
+                );
+                assert_ne!(at, libc::MAP_FAILED, "mmap");
+                std::slice::from_raw_parts_mut(at.cast::<[u64; WORDS]>(), Self::PAGES)
+            }
+        };
+        let mut both = [map(libc::MAP_ANONYMOUS, -1), map(0, memfd.as_raw_fd())];
+        for memory in &mut both {
+            for (n, page) in memory.iter_mut().enumerate().skip(1) {
+                if !Self::HOLE.contains(&n) {
+                    *page = std::array::from_fn(|word| pattern(seed, n, word));
+                }
+            }
+        }
+        Self { both, seed }
+    }
+
+    /// The root counts, and children look whether they see that.
+    fn check(&mut self, generation: u64, root: bool) -> Result<(), String> {
+        for (which, memory) in self.both.iter_mut().enumerate() {
+            let (count, pages) = memory.split_first_mut().expect("pages");
+            let expected = generation - u64::from(root);
+            if count[0] != expected {
+                return Err(format!(
+                    "shared {which}: {} checks, not {expected}",
+                    count[0]
+                ));
+            }
+            count[0] = generation;
+            for (n, page) in (1..).zip(pages.iter()) {
+                let is_good = |word: usize| match Self::HOLE.contains(&n) {
+                    true => page[word] == 0,
+                    false => page[word] == pattern(self.seed, n, word),
+                };
+                if !(0..WORDS).all(is_good) {
+                    return Err(format!("shared {which}: page {n} is bad"));
+                }
             }
         }
         Ok(())
@@ -438,6 +513,7 @@ pub fn main(args: &[String]) {
     // Room for the patterns of children.
     let mut memory = Memory::new(o.mib, o.huge, o.seed << 8);
     let mut mapped = Mapped::new(o.seed << 8);
+    let mut shared = o.shared.then(|| Shared::new(o.seed << 8));
     let mut children = Vec::new();
     for nth in 0..o.children {
         // SAFETY: there are no other threads yet.
@@ -461,6 +537,9 @@ pub fn main(args: &[String]) {
         signals.wait().expect("signal");
         let mut good = memory.check().and_then(|()| mapped.check());
         good = good.and_then(|()| threads.check());
+        if let Some(shared) = &mut shared {
+            good = good.and_then(|()| shared.check(generation, root));
+        }
         if let Some(files) = &mut files {
             good = good.and_then(|()| files.check());
         }

@@ -105,6 +105,7 @@ fn namespaces(dir: &Path) {
         children: 1,
         threads: 2,
         files: true,
+        shared: true,
         ..small(dir)
     });
     let at = w
