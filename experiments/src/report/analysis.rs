@@ -208,8 +208,19 @@ impl Summary {
     }
 }
 
+/// In comparisons less memory than this counts as this much: what a system measures of itself is
+/// not exact, and may be nothing.
+const LEAST_BYTES: f64 = 262_144.0;
+
 /// How many times better one is than another; no number where it would be divided by zero.
 fn compare(unit: Unit, better: &Summary, than: &Summary) -> Option<(f64, Option<Interval>)> {
+    let least = if unit == Unit::Bytes {
+        LEAST_BYTES
+    } else {
+        0.0
+    };
+    let at_least = |s: &Summary| Summary::of(s.values.iter().map(|v| v.max(least)).collect());
+    let (better, than) = (&at_least(better)?, &at_least(than)?);
     let (over, under) = match unit {
         Unit::PerSecond => (better, than),
         Unit::Ms | Unit::Bytes | Unit::Count => (than, better),
@@ -384,8 +395,19 @@ mod tests {
     #[test]
     fn nothing_is_divided_by_zero() {
         let lines = [CriuTmpfs, Vascriu].map(|system| sample(system, "1", "plain", 1, 0.0));
-        let results = results(Unit::Bytes, lines.into());
+        let results = results(Unit::Ms, lines.into());
         assert_eq!(results.claims[0].verdict, Verdict::NotMeasured);
+    }
+
+    #[test]
+    fn no_memory_counts_as_the_least_that_can_be_told() {
+        let all = [(CriuTmpfs, 1e9), (Vascriu, 0.0)];
+        let lines = all.map(|(system, bytes)| sample(system, "1", "plain", 1, bytes));
+        let results = results(Unit::Bytes, lines.into());
+        assert_eq!(
+            results.times_better(&results.rows[1], "m"),
+            Some(1e9 / LEAST_BYTES)
+        );
     }
 
     #[test]

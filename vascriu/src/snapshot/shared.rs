@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use memmap2::{Advice, MmapMut};
+use memmap2::{Advice, MmapMut, MmapOptions};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -243,7 +243,9 @@ impl Source {
 
 fn memory(bytes: u64) -> Result<MmapMut, Error> {
     let len = usize::try_from(bytes).map_err(|_| Error::Damaged)?;
-    let memory = MmapMut::map_anon(len).map_err(|e| Error::NoMemory(bytes, e))?;
+    // Much of it may be holes.
+    let memory = MmapOptions::new().len(len).no_reserve_swap().map_anon();
+    let memory = memory.map_err(|e| Error::NoMemory(bytes, e))?;
     // Where there are none it is in small ones.
     let _ = memory.advise(Advice::HugePage);
     Ok(memory)
