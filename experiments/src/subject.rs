@@ -89,6 +89,18 @@ impl Subject {
         Ok(subject)
     }
 
+    /// Starts one whose memory is of this kind, in 4 KiB pages.
+    ///
+    /// # Errors
+    /// When it does not fill its memory.
+    pub fn start_of(size_mib: usize, memory: &str) -> Result<Self> {
+        Self::begin(workload(
+            size_mib,
+            Pages::Small,
+            &[format!("--memory={memory}")],
+        )?)
+    }
+
     /// Starts one with a pattern of its own in its memory. Where memory is short, not all of
     /// it may be in the pages that were asked for.
     ///

@@ -8,14 +8,18 @@
 mod many;
 mod pattern;
 
-use std::fs;
+use std::ffi::c_void;
+use std::fs::{self, File};
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous};
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 use nix::unistd::{ForkResult, fork};
 use serde::{Deserialize, Serialize};
@@ -56,6 +60,19 @@ impl std::str::FromStr for Pages {
     }
 }
 
+/// What its memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Memory {
+    /// Private and anonymous.
+    Private,
+    /// A private mapping of a file, all of which is written to.
+    File,
+    /// Shared and anonymous.
+    Shared,
+    /// Shared, of `memfd_create`.
+    Memfd,
+}
+
 /// What a workload holds.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
@@ -65,6 +82,9 @@ pub struct Options {
     /// The pages of its memory
     #[arg(long)]
     pub pages: Pages,
+    /// What that memory is
+    #[arg(long, value_enum, default_value_t = Memory::Private)]
+    pub memory: Memory,
     /// Decides on the pattern in its memory
     #[arg(long, default_value_t = 2019)]
     pub seed: u64,
@@ -136,7 +156,9 @@ pub fn run(options: &Options) -> Result<()> {
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
     // Children, if there are any, do not share the memory.
     let mut holding = many::Holding::new(options)?;
-    let mut memory = Patterned::new(map(options.size_mib, options.pages)?, options.seed);
+    let file = options.answer.with_file_name("mapped");
+    let memory = map_as(options.memory, &file, options.size_mib, options.pages)?;
+    let mut memory = Patterned::new(memory, options.seed);
     // From now on the C library has random numbers in stock.
     random()?;
     reply(&options.answer, 0)?;
@@ -180,8 +202,49 @@ fn now() -> Result<u64> {
     Ok(u64::try_from(since.as_nanos())?)
 }
 
-/// Maps memory for the rest of the process's life.
+/// A new mapping, of this file if it is of one.
+fn map_room(memory: Memory, file: &Path, room: NonZeroUsize) -> Result<NonNull<c_void>> {
+    let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let file = match memory {
+        Memory::Private | Memory::Shared => None,
+        Memory::File => Some(
+            File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(file)?,
+        ),
+        Memory::Memfd => Some(memfd_create(c"workload", MFdFlags::MFD_CLOEXEC)?.into()),
+    };
+    let sharing = match memory {
+        Memory::Private | Memory::File => MapFlags::MAP_PRIVATE,
+        Memory::Shared | Memory::Memfd => MapFlags::MAP_SHARED,
+    };
+    let flags = sharing | MapFlags::MAP_NORESERVE;
+    Ok(match file {
+        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing that this
+        // process uses.
+        None => unsafe { mmap_anonymous(None, room, rights, flags) }?,
+        Some(file) => {
+            file.set_len(room.get() as u64)?;
+            // SAFETY: as above.
+            unsafe { mmap(None, room, rights, flags, file, 0) }?
+        }
+    })
+}
+
+/// Maps private memory for the rest of the process's life.
 pub(crate) fn map(size_mib: usize, pages: Pages) -> Result<&'static mut [u64]> {
+    map_as(Memory::Private, Path::new(""), size_mib, pages)
+}
+
+fn map_as(
+    memory: Memory,
+    file: &Path,
+    size_mib: usize,
+    pages: Pages,
+) -> Result<&'static mut [u64]> {
     let bytes = size_mib
         .checked_mul(1 << 20)
         .and_then(|bytes| bytes.checked_next_multiple_of(HUGE))
@@ -189,17 +252,8 @@ pub(crate) fn map(size_mib: usize, pages: Pages) -> Result<&'static mut [u64]> {
     let room = (bytes + HUGE)
         .try_into()
         .context("no memory was asked for")?;
-    // SAFETY: a new anonymous mapping at an address the kernel chooses overlaps
-    // nothing that this process uses.
-    let base = unsafe {
-        mmap_anonymous(
-            None,
-            room,
-            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-            MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
-        )
-    }
-    .with_context(|| format!("cannot map {size_mib} MiB"))?;
+    let base = map_room(memory, file, room);
+    let base = base.with_context(|| format!("cannot map {size_mib} MiB"))?;
     let start = base.as_ptr().addr().next_multiple_of(HUGE);
     let aligned = base.with_addr(start.try_into().context("a mapping at 0")?);
     let advice = match pages {
@@ -209,8 +263,8 @@ pub(crate) fn map(size_mib: usize, pages: Pages) -> Result<&'static mut [u64]> {
     // SAFETY: the range lies in the mapping made above; this advice does not
     // change its content.
     unsafe { madvise(aligned, bytes, advice) }.context("madvise")?;
-    // SAFETY: the range lies in the mapping made above, is zeroed by the kernel,
-    // aligned to 2 MiB, never unmapped, and this is the only reference to it.
+    // SAFETY: the range lies in the mapping made above, is zeroed by the kernel, as the file is
+    // all holes, aligned to 2 MiB, never unmapped, and this is the only reference to it.
     Ok(unsafe { std::slice::from_raw_parts_mut(aligned.cast::<u64>().as_ptr(), bytes / 8) })
 }
 

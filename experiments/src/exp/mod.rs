@@ -11,6 +11,7 @@ mod fine;
 mod fixed;
 pub(crate) mod fleet;
 mod goes_on;
+mod kinds;
 mod lineage;
 mod pressure;
 mod programs;
@@ -29,6 +30,7 @@ use crate::frame::Experiment;
 /// All of them, in the order of the report.
 pub const ALL: &[&dyn Experiment] = &[
     &size::Size,
+    &kinds::Kinds,
     &containers::Containers,
     &programs::Programs,
     &fine::Fine,
