@@ -89,6 +89,7 @@ fn run_machine() -> Result<()> {
     let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let hostname = init::kernel_argument(&cmdline, "mvas.hostname");
     init::prepare(hostname.as_deref().unwrap_or("mvas"));
+    init::set_for_checkpoints(Path::new("/proc/sys"), &cmdline);
     for name in ["poweroff", "halt", "reboot"] {
         // Where the image brings one of its own, that one stays.
         let _ = symlink("/usr/lib/mvas/agent", Path::new("/usr/sbin").join(name));

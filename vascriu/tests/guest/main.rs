@@ -20,6 +20,7 @@ mod harness;
 mod killed;
 mod object;
 mod randomness;
+mod runtimes;
 mod snapshots;
 mod store;
 mod watchdog;
@@ -55,6 +56,7 @@ fn main() {
         clone::runc::TESTS,
         branch::TESTS,
         randomness::TESTS,
+        runtimes::TESTS,
     ]
     .concat();
     let all = [

@@ -32,6 +32,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Memory with a pattern, in MiB.
     pub mib: usize,
+    /// Addresses kept free without access, in GiB, as runtimes do.
+    pub reserved_gib: usize,
     /// Tells its pattern, and what it answers, from those of others.
     pub seed: u64,
     /// In huge pages; else 4 KiB pages.
@@ -57,6 +59,7 @@ impl Options {
             "workload".into(),
             format!("dir={}", self.dir.display()),
             format!("mib={}", self.mib),
+            format!("reserved_gib={}", self.reserved_gib),
             format!("seed={}", self.seed),
             format!("threads={}", self.threads),
             format!("children={}", self.children),
@@ -85,6 +88,7 @@ impl Options {
                 "dir" => o.dir = value.into(),
                 "seed" => o.seed = value.parse().expect("a number"),
                 "mib" => o.mib = number(),
+                "reserved_gib" => o.reserved_gib = number(),
                 "threads" => o.threads = number(),
                 "children" => o.children = number(),
                 "huge" => o.huge = true,
@@ -97,6 +101,14 @@ impl Options {
         }
         o
     }
+}
+
+/// Keeps so many addresses free, or none.
+fn reserve(gib: usize) {
+    let (none, flags) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new anonymous mapping, which nothing uses.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), gib << 30, none, flags, -1, 0) };
+    assert!(gib == 0 || at != libc::MAP_FAILED, "mmap");
 }
 
 /// What word `word` of page `page` holds for `seed`.
@@ -514,6 +526,7 @@ pub fn main(args: &[String]) {
     let mut memory = Memory::new(o.mib, o.huge, o.seed << 8);
     let mut mapped = Mapped::new(o.seed << 8);
     let mut shared = o.shared.then(|| Shared::new(o.seed << 8));
+    reserve(o.reserved_gib);
     let mut children = Vec::new();
     for nth in 0..o.children {
         // SAFETY: there are no other threads yet.

@@ -51,6 +51,27 @@ pub fn kernel_argument(cmdline: &str, name: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// What a guest that is made for checkpoints needs: CRIU cannot dump io_uring. And what a runtime
+/// reserves without access, hundreds of GiB, it restores by a mapping that can be written, if a
+/// child has inherited it: a small guest refuses that, unless memory is overcommitted.
+const FOR_CHECKPOINTS: [(&str, &str); 2] = [
+    ("kernel.io_uring_disabled", "2"),
+    ("vm.overcommit_memory", "1"),
+];
+
+/// Makes these settings below `proc_sys`, but those that the kernel's command line makes
+/// (`sysctl.NAME=VALUE`), and those that this kernel does not have.
+pub fn set_for_checkpoints(proc_sys: &Path, cmdline: &str) {
+    // There, a slash does for a dot.
+    let cmdline = cmdline.replace('/', ".");
+    for (name, value) in FOR_CHECKPOINTS {
+        let path = proc_sys.join(name.replace('.', "/"));
+        if path.exists() && kernel_argument(&cmdline, &format!("sysctl.{name}")).is_none() {
+            set(path, value);
+        }
+    }
+}
+
 /// The environment, limits and controllers that everything on the machine starts with.
 pub fn prepare(hostname: &str) {
     if let Err(error) = nix::unistd::sethostname(hostname) {
@@ -82,5 +103,46 @@ mod tests {
         assert_eq!(kernel_argument(cmdline, "mvas.log"), None);
         assert_eq!(kernel_argument("mvas.login", "mvas.login"), None);
         assert_eq!(kernel_argument("", "x"), None);
+    }
+
+    /// The two settings after [`set_for_checkpoints`], of a kernel that has those in `has`.
+    fn settings(has: &[&str], cmdline: &str) -> [Option<String>; 2] {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["kernel", "vm"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        for name in has {
+            fs::write(dir.path().join(name), "0").unwrap();
+        }
+        set_for_checkpoints(dir.path(), cmdline);
+        [IO_URING, OVERCOMMIT].map(|name| fs::read_to_string(dir.path().join(name)).ok())
+    }
+
+    const IO_URING: &str = "kernel/io_uring_disabled";
+    const OVERCOMMIT: &str = "vm/overcommit_memory";
+
+    #[test]
+    fn a_guest_is_made_for_checkpoints_unless_its_command_line_says_else() {
+        let both = &[IO_URING, OVERCOMMIT];
+        let some = |values: [&str; 2]| values.map(|value| Some(value.to_owned()));
+        assert_eq!(settings(both, "quiet"), some(["2", "1"]));
+        assert_eq!(
+            settings(both, "sysctl.kernel.io_uring_disabled=0"),
+            some(["0", "1"])
+        );
+        assert_eq!(
+            settings(both, "quiet sysctl.vm/overcommit_memory=2"),
+            some(["2", "0"])
+        );
+        assert_eq!(
+            settings(both, "-- sysctl.vm.overcommit_memory=2"),
+            some(["2", "1"])
+        );
+    }
+
+    #[test]
+    fn a_setting_that_the_kernel_lacks_is_left_out() {
+        let expected = [None, Some("1".to_owned())];
+        assert_eq!(settings(&[OVERCOMMIT], ""), expected);
     }
 }
