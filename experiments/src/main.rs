@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use mvas_exp::demo::{self, docker};
 use mvas_exp::frame::plan::{self, Settings};
 use mvas_exp::frame::{Experiment, list, run};
@@ -56,6 +56,12 @@ enum Command {
         #[command(flatten)]
         vm: Vm,
     },
+    #[command(after_help = "Example:
+  mvas-exp completions bash > ~/.local/share/bash-completion/completions/mvas-exp")]
+    Completions(mvas_cli::Completions),
+    /// Writes the manual pages, those of vascriu too: in the guest they would only take room
+    #[command(hide = true)]
+    Man(mvas_cli::Man),
     /// A step of the guest half
     #[command(hide = true)]
     Guest {
@@ -221,6 +227,11 @@ fn run(command: Command) -> Result<()> {
             json,
             vm,
         } => run_demo(if quick { 32 } else { size_mib }, &json, &vm),
+        Command::Completions(args) => args.print(&Cli::command()),
+        Command::Man(args) => {
+            args.write(vascriu::cli::Cli::command())?;
+            args.write(Cli::command())
+        }
         Command::Guest { step } => guest::run(&step),
         Command::Janitor { folder } => host::janitor(&folder),
         Command::ImageRoot { image } => host::hold_image_root(&image),

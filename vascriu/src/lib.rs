@@ -6,6 +6,7 @@
 //! commands. docs/SNAPSHOT.md
 //! tells what a snapshot is, docs/VASCRIU.md how it is made.
 
+pub mod cli;
 pub mod clone;
 pub mod cmd;
 pub mod criu;

@@ -7,7 +7,30 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use mvas_cli::testing::{assert_completions, assert_pages};
 use tempfile::TempDir;
+
+const MVASVM: &str = env!("CARGO_BIN_EXE_mvasvm");
+const HIDDEN: [&str; 6] = [
+    "--detached-child",
+    "janitor",
+    "man",
+    "relay",
+    "sim-init",
+    "sim-serve",
+];
+
+#[test]
+fn completions_have_every_command_but_hidden_ones() {
+    assert_completions(MVASVM, &HIDDEN);
+}
+
+#[test]
+fn every_command_has_a_page() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let some = ["mvasvm-run.1", "mvasvm-snapshots-ls.1"];
+    assert_pages(MVASVM, dir.path(), &some, &HIDDEN);
+}
 
 /// A user with nothing: no VMs, no kernel, no image.
 struct Home(TempDir);
@@ -18,7 +41,7 @@ impl Home {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mvasvm"));
+        let mut command = Command::new(MVASVM);
         command
             .env("HOME", self.0.path())
             .env("XDG_RUNTIME_DIR", self.0.path())

@@ -40,6 +40,11 @@ pub(super) enum Command {
     Store(StoreArgs),
     Doctor(DoctorArgs),
     Sim(SimArgs),
+    #[command(after_help = "Example:
+  mvasvm completions bash > ~/.local/share/bash-completion/completions/mvasvm")]
+    Completions(mvas_cli::Completions),
+    #[command(hide = true)]
+    Man(mvas_cli::Man),
     #[command(hide = true)]
     SimInit(crate::sim::init::InitArgs),
     #[command(hide = true)]

@@ -28,8 +28,8 @@ mod vmdir;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
 
@@ -70,6 +70,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Store(args) => store::run(&args),
         Command::Doctor(args) => crate::doctor::run(args.json),
         Command::Sim(args) => sim::run(args),
+        Command::Completions(args) => args.print(&Cli::command()).map(|()| 0),
+        Command::Man(args) => args.write(Cli::command()).map(|()| 0),
         Command::SimInit(args) => crate::sim::init::run(&args),
         Command::SimServe => crate::sim::init::serve(),
         Command::Relay { name } => reach::relay(&name),
