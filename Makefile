@@ -3,8 +3,18 @@
 
 RELEASE := target/release
 
+# What `make install` installs, and where.
+PROGRAMS := mvasvm mvas-exp
+PREFIX ?= /usr/local
+BIN = $(DESTDIR)$(PREFIX)/bin
+SHARE = $(DESTDIR)$(PREFIX)/share
+MAN = $(SHARE)/man/man1
+BASH = $(SHARE)/bash-completion/completions
+FISH = $(SHARE)/fish/vendor_completions.d
+ZSH = $(SHARE)/zsh/site-functions
+
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments report-quick publish look test test-all test-debug fuzz chaos kernel kernel-debug image image-containers image-programs binaries setup clean
+.PHONY: help demo experiments report-quick publish look test test-all test-debug fuzz chaos kernel kernel-debug image image-containers image-programs binaries setup install uninstall clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t16
@@ -62,6 +72,21 @@ binaries: setup ## Build our programs
 
 setup: ## Install the Debian packages that are missing
 	@images/setup
+
+install: ## Install what `make binaries` has built, below PREFIX (/usr/local)
+	@install -D -t $(BIN) $(PROGRAMS:%=$(RELEASE)/%)
+	@install -d $(MAN) $(BASH) $(FISH) $(ZSH)
+	@umask 022; set -e; for program in $(PROGRAMS); do \
+		$(BIN)/$$program man $(MAN); \
+		$(BIN)/$$program completions bash >$(BASH)/$$program; \
+		$(BIN)/$$program completions fish >$(FISH)/$$program.fish; \
+		$(BIN)/$$program completions zsh >$(ZSH)/_$$program; \
+	done
+
+uninstall: ## Remove what `make install` has installed
+	@rm -f $(PROGRAMS:%=$(BIN)/%) $(PROGRAMS:%=$(BASH)/%) $(PROGRAMS:%=$(FISH)/%.fish) \
+		$(PROGRAMS:%=$(ZSH)/_%)
+	@for program in $(PROGRAMS) vascriu; do rm -f $(MAN)/$$program.1 $(MAN)/$$program-*.1; done
 
 clean: ## Remove what was built here and, from the cache, what nothing needs
 	@if [ -x $(RELEASE)/mvas-images ]; then $(RELEASE)/mvas-images gc; fi
