@@ -104,30 +104,57 @@ int vas_evict(struct vas *vas, u64 *pages)
 /* So many places of a VAS are looked at to tell what its end would free. */
 #define LOOKS	16
 
-/*
- * How much of its memory nobody else maps, in percent, by some of it: what a live
- * task shares with it stays when it goes.  The caller holds the mmap_lock.
- */
-static unsigned int own_percent(struct vas *vas)
+/* Without what was written of files: that is little, in large VMAs. */
+static u64 bytes_to_look_at(struct mm_struct *mm)
 {
-	u64 step = max(vas->bytes / LOOKS, HPAGE_PMD_SIZE), at = 0, next = 0;
-	VMA_ITERATOR(vmi, vas->mm, 0);
-	struct vas_pages count = {};
+	VMA_ITERATOR(vmi, mm, 0);
 	struct vm_area_struct *vma;
+	u64 bytes = 0;
+
+	for_each_vma(vmi, vma)
+		if (!(vma->vm_flags & VAS_VMA_FILE))
+			bytes += vma->vm_end - vma->vm_start;
+	return bytes;
+}
+
+static void look_at_some(struct vas *vas, u64 step, struct vas_pages *count)
+{
+	VMA_ITERATOR(vmi, vas->mm, 0);
+	struct vm_area_struct *vma;
+	u64 at = 0, next = 0;
 
 	for_each_vma(vmi, vma) {
 		u64 len = vma->vm_end - vma->vm_start;
 
+		if (vma->vm_flags & VAS_VMA_FILE)
+			continue;
 		for (; next < at + len; next += step) {
 			unsigned long addr = vma->vm_start + next - at;
 
 			vas_count_range(vas->mm, addr & PAGE_MASK,
 					pmd_addr_end(addr, vma->vm_end), true,
-					&count);
+					count);
 		}
 		at += len;
 	}
-	return count.present ? count.own * 100 / count.present : 100;
+}
+
+/*
+ * How much of its memory nobody else maps, in percent, if it is large by some of it:
+ * what a live task shares with it stays when it goes.  What is in swap counts as its
+ * own.  The caller holds the mmap_lock.
+ */
+static unsigned int own_percent(struct vas *vas)
+{
+	u64 step = bytes_to_look_at(vas->mm) / LOOKS, all;
+	struct vas_pages count = {};
+
+	if (step > HPAGE_PMD_SIZE)
+		look_at_some(vas, step, &count);
+	else
+		vas_count_range(vas->mm, 0, TASK_SIZE_MAX, true, &count);
+	all = count.present + count.swap;
+	return all ? (count.own + count.swap) * 100 / all : 100;
 }
 
 /*

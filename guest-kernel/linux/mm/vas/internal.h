@@ -141,6 +141,7 @@ struct vas_pages {
 	u64 exclusive;			/* PageAnonExclusive */
 	u64 own;			/* mapped nowhere else */
 	u64 ksm;
+	u64 swap;
 };
 
 static inline struct mm_struct *vas_mm(struct vas *vas)

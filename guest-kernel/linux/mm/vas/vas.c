@@ -326,9 +326,12 @@ static int vas_count_pmd(pmd_t *pmd, unsigned long addr, unsigned long end,
 		struct page *page;
 
 		if (!pte_present(ptent)) {
-			if (!pte_none(ptent) &&
-			    is_migration_entry(pte_to_swp_entry(ptent)))
-				count->present++;
+			swp_entry_t entry = pte_to_swp_entry(ptent);
+
+			if (pte_none(ptent))
+				continue;
+			count->present += is_migration_entry(entry);
+			count->swap += !non_swap_entry(entry);
 			continue;
 		}
 		page = vm_normal_page(vma, addr, ptent);
