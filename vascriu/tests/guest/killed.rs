@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::bundle::{Bundle, Found, WORK};
 use crate::container::{names, rm_all};
-use crate::harness::{Test, all_vases, ls, wait_until, workloads};
+use crate::harness::{Test, Workload, all_vases, end_workloads, ls, wait_until, workloads};
 
 /// All tests here.
 pub const TESTS: &[Test] = &[
@@ -147,16 +147,27 @@ fn beside() -> Vec<i32> {
 }
 
 fn killed_restore(dir: &Path) {
-    restore_killed(dir, kill_criu);
+    restore_killed(dir, kill_criu, |_| false);
 }
 
+/// Killed between CRIU's last look for it and passing on that all is well, it leaves tasks that run
+/// as they should, of which the engine does not know.
 fn restore_killed_beside(dir: &Path) {
-    restore_killed(dir, kill_beside);
+    restore_killed(dir, kill_beside, |w| {
+        let root = workloads().into_iter().min();
+        root.is_some_and(|pid| w.restored_as(pid).ask().is_ok_and(|a| a == "ok 1"))
+    });
 }
 
-fn restore_killed(dir: &Path, kill: impl Fn(&Child, Duration) -> bool) {
+/// `untold`: whether who was restored may go on, and does, where the engine was told of a failure.
+fn restore_killed(
+    dir: &Path,
+    kill: impl Fn(&Child, Duration) -> bool,
+    untold: impl Fn(&Workload) -> bool,
+) {
     let b = Bundle::new(dir);
     b.start("c1");
+    let w = b.workload("c1");
     b.good(b.checkpoint(Found::DropIn, "c1", &[]));
     let mut killed = 0;
     for delay in delays() {
@@ -167,6 +178,10 @@ fn restore_killed(dir: &Path, kill: impl Fn(&Child, Duration) -> bool) {
         if done {
             assert_eq!(b.workload("c1").check(), 1, "restored although killed");
         } else {
+            sleep(Duration::from_secs(1));
+            if untold(&w) {
+                end_workloads();
+            }
             let all = format!("all of it to end, killed after {delay:?}");
             wait_until(&all, || workloads().is_empty());
         }
