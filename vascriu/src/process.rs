@@ -204,6 +204,14 @@ pub fn restored_from(pid: i32) -> Option<SnapshotId> {
 pub struct PidFd(OwnedFd);
 
 impl PidFd {
+    /// This process.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub fn own() -> Result<Self, Error> {
+        Self::open(std::process::id().cast_signed())
+    }
+
     /// Opens the process.
     ///
     /// # Errors

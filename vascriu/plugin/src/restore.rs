@@ -203,9 +203,10 @@ impl Restore {
         let pages = vas
             .attach(task.as_fd(), self.order.id.bytes(), clone)?
             .pages;
-        let segments = self.manifest.shared.iter().filter(|s| s.vpid == vpid);
-        for (segment, vas) in segments.zip(self.shared.iter().cycle()) {
-            segment.restore(pid, vas)?;
+        if let Some(vas) = &self.shared {
+            for segment in self.manifest.shared.iter().filter(|s| s.vpid == vpid) {
+                segment.restore(pid, vas)?;
+            }
         }
         let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         criu::info(&format!("attached {pages} pages to {vpid} in {us} us"));

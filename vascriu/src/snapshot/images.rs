@@ -194,12 +194,8 @@ pub fn capture(dir: BorrowedFd<'_>, manifest: &[u8], vas: &VasFile) -> Result<u6
     };
     let wanted = |name: &str| name.ends_with(".img") || name == DESCRIPTORS;
     let memory = pack::pack(&path(dir), wanted, &[manifest])?;
-    vas.capture_own(myself()?.as_fd(), &memory)?;
+    vas.capture_own(PidFd::own()?.as_fd(), &memory)?;
     Ok(memory.len() as u64)
-}
-
-fn myself() -> Result<PidFd, Error> {
-    Ok(PidFd::open(std::process::id().cast_signed())?)
 }
 
 /// The memory of the VAS of a snapshot's images.
@@ -213,7 +209,7 @@ fn read(vas: &VasFile) -> Result<MmapMut, Error> {
     let size = usize::try_from(len).ok().filter(|_| len <= MAX_BYTES);
     let memory = MmapMut::map_anon(size.ok_or_else(not_ours)?);
     let mut memory = memory.map_err(|e| Error::NoMemory(len, e))?;
-    vas.attach_own(myself()?.as_fd(), range.start, &mut memory)?;
+    vas.attach_own(PidFd::own()?.as_fd(), range.start, &mut memory)?;
     Ok(memory)
 }
 

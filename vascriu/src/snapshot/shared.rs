@@ -251,10 +251,6 @@ fn memory(bytes: u64) -> Result<MmapMut, Error> {
     Ok(memory)
 }
 
-fn myself() -> Result<PidFd, Error> {
-    Ok(PidFd::open(std::process::id().cast_signed())?)
-}
-
 fn slice<'a>(memory: &'a mut [u8], from: u64, range: &Range<u64>) -> Result<&'a mut [u8], Error> {
     let place = |at: u64| usize::try_from(from + at).ok();
     let range = place(range.start).zip(place(range.end));
@@ -282,7 +278,7 @@ pub fn capture(sources: &[Source], vas: &VasFile) -> Result<Vec<Segment>, Error>
             read.map_err(|e| source.failed(e))?;
         }
     }
-    vas.capture_own(myself()?.as_fd(), &memory)?;
+    vas.capture_own(PidFd::own()?.as_fd(), &memory)?;
     for segment in &mut segments {
         segment.at += memory.as_ptr() as u64;
     }
@@ -307,7 +303,7 @@ impl Segment {
             .find(|m| m.range.contains(&start));
         let mapping = mapping.ok_or(Error::Unmapped { pid, start })?;
         let mut memory = memory(self.bytes.next_multiple_of(HUGE))?;
-        vas.attach_own(myself()?.as_fd(), self.at, &mut memory)?;
+        vas.attach_own(PidFd::own()?.as_fd(), self.at, &mut memory)?;
         let failed = |source| Error::Io { pid, start, source };
         let open = File::options().write(true).open(mapping.path(pid));
         let file = open.map_err(failed)?;
