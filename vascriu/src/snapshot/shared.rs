@@ -165,7 +165,7 @@ pub fn device() -> Result<u64, Error> {
 }
 
 /// The shared memory that the stopped task `pid` maps, on the device `dev`, but for what a
-/// restore could not write to.
+/// restore could not write to, and for empty files.
 ///
 /// # Errors
 /// See [`Error`].
@@ -183,7 +183,8 @@ pub fn of(pid: i32, vpid: Vpid, dev: u64) -> Result<Vec<Source>, Error> {
             let seals = fcntl(&file, FcntlArg::F_GET_SEALS).unwrap_or(0);
             let seals = SealFlag::from_bits_truncate(seals);
             let sealed = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_FUTURE_WRITE;
-            Ok((there.dev() == dev && !seals.intersects(sealed)).then_some((file, there.ino())))
+            let is_ours = there.dev() == dev && there.len() > 0 && !seals.intersects(sealed);
+            Ok(is_ours.then_some((file, there.ino())))
         };
         let opened = open().map_err(|source| Error::Io { pid, start, source })?;
         found.extend(opened.map(|(file, inode)| Source {
@@ -444,6 +445,10 @@ mod tests {
         let source = source(8192);
         // SAFETY: nobody shortens the file while it is mapped.
         let shared = unsafe { MmapMut::map_mut(&source.file) }.expect("shared");
+        let empty = self::source(0);
+        // SAFETY: nobody reads it: there is nothing.
+        let behind = unsafe { MmapOptions::new().len(4096).map_mut(&empty.file) };
+        let behind = behind.expect("a mapping behind the end");
         let pid = std::process::id().cast_signed();
         let dev = device().expect("device");
         match of(pid, Vpid(pid), dev) {
@@ -453,8 +458,9 @@ mod tests {
                 let found = found.expect("a look");
                 let it = found.iter().find(|s| s.inode == source.inode);
                 assert_eq!(it.expect("found").start, shared.as_ptr() as u64);
+                assert!(found.iter().all(|s| s.inode != empty.inode));
             }
         }
-        drop(mapped);
+        drop((mapped, behind));
     }
 }
