@@ -154,6 +154,8 @@ fn killed_restore(dir: &Path) {
 /// as they should, of which the engine does not know.
 fn restore_killed_beside(dir: &Path) {
     restore_killed(dir, kill_beside, |w| {
+        // Who is ending has ended by then.
+        sleep(Duration::from_secs(1));
         let root = workloads().into_iter().min();
         root.is_some_and(|pid| w.restored_as(pid).ask().is_ok_and(|a| a == "ok 1"))
     });
@@ -178,7 +180,6 @@ fn restore_killed(
         if done {
             assert_eq!(b.workload("c1").check(), 1, "restored although killed");
         } else {
-            sleep(Duration::from_secs(1));
             if untold(&w) {
                 end_workloads();
             }
