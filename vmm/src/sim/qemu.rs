@@ -70,8 +70,9 @@ fn arguments(config: &SimConfig, dir: &Path, console: &Path, exe: &Path) -> Resu
         "tcg,thread=multi,tb-size=1024",
         "-cpu",
         // Its KVM does not see a nested guest's XSETBV, so that guest kernels warn. Each level
-        // of page tables is walked anew for each level of the guest's.
-        "max,-xsave,-la57",
+        // of page tables is walked anew for each level of the guest's. TCG does string instructions
+        // byte by byte: kernel and libc have faster loops for CPUs whose are slow.
+        "max,-xsave,-la57,-erms,-fsrm",
         "-device",
         "virtio-rng-pci",
         "-device",
