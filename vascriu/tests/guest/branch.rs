@@ -215,14 +215,6 @@ fn fork(dir: &Path) {
     assert_eq!(all.len(), 1);
     assert_eq!(names(), ["warm"]);
     assert_eq!(w.restored_as(all[0].pid).check(), 3);
-    // A copy is a tree like any other.
-    let id_of_copy = all[0].pid.to_string();
-    let said = json(&mut vascriu(&["fork", "-t", &id_of_copy, "--json"]));
-    let again = copies(&said);
-    assert_eq!(again.len(), 1);
-    assert_eq!(w.restored_as(again[0].pid).check(), 4);
-    assert_eq!(w.restored_as(all[0].pid).check(), 4);
-    again[0].kill();
     bad(
         &mut vascriu(&["fork", "-t", &id, "--name", "warm"]),
         &["cannot fork", "`warm`"],
