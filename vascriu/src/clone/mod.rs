@@ -23,7 +23,7 @@ mod supervisor;
 
 use room::{Need, Room};
 
-pub use enter::{Where, enter};
+pub use enter::inside;
 pub use net::{Bridge, Net, Subnet};
 
 /// What to copy, and how.

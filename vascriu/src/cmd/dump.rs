@@ -10,10 +10,10 @@ use std::time::Instant;
 
 use anyhow::Context;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ms, ms_since, print_json};
-use crate::clone::{self, Where};
+use crate::clone;
 use crate::criu::order::{self, Order};
 use crate::criu::orphans::Orphans;
 use crate::criu::report::{Channel, Report};
@@ -162,7 +162,7 @@ enum Keep {
 }
 
 /// What was dumped, and how long it took.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Dumped {
     pub snapshot: SnapshotId,
     name: Option<Name>,
@@ -389,27 +389,17 @@ pub(super) fn dump(args: &Args, options: &[String], start: Instant) -> Result<Du
 /// # Errors
 /// The dump failed; it says what has come of the tasks.
 pub fn run(args: &Args, options: &[String], start: Instant) -> anyhow::Result<ExitCode> {
-    let failed = || format!("cannot dump {}", args.tree);
-    match clone::enter(args.tree).with_context(failed)? {
-        Where::Here => run_here(args, options, start),
-        Where::Inside(tree) => run_here(
-            &Args {
-                tree,
-                ..args.clone()
-            },
-            options,
-            start,
-        ),
-        Where::Outside(status) => Ok(status.into()),
-    }
-}
-
-fn run_here(args: &Args, options: &[String], start: Instant) -> anyhow::Result<ExitCode> {
-    let done = dump(args, options, start).map_err(|e| match e {
+    let failed = |e| match e {
         Error::NotStored { .. } => anyhow::Error::from(e),
         e => anyhow::Error::from(e).context(format!("cannot dump {}", args.tree)),
-    });
-    let done = done?;
+    };
+    let done = clone::inside(args.tree, |tree| {
+        let args = Args {
+            tree,
+            ..args.clone()
+        };
+        dump(&args, options, start).map_err(failed)
+    })?;
     let called = super::called(done.name.as_ref(), done.snapshot);
     if let Some(e) = &done.store_error {
         eprintln!("vascriu: `{called}` is in this guest's memory only: {e}");

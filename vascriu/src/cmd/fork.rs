@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::clone::{self, Cloned, How};
 use super::{dump, forget, print_json};
-use crate::clone::{Where, enter};
+use crate::clone::inside;
 use crate::snapshot::name::Name;
 
 const EXAMPLES: &str = "\
@@ -49,9 +49,12 @@ struct Forked {
     dump_ms: f64,
 }
 
-fn fork(args: &Args, tree: i32, options: &[String], start: Instant) -> anyhow::Result<ExitCode> {
-    let dumped = dump::Args::of(tree, args.name.clone(), true);
-    let dumped = dump::dump(&dumped, options, start)?;
+fn fork(args: &Args, options: &[String], start: Instant) -> anyhow::Result<ExitCode> {
+    // Of a copy's task, too, copies are made here: they are no part of that copy.
+    let dumped = inside(args.tree, |tree| {
+        let args = dump::Args::of(tree, args.name.clone(), true);
+        Ok(dump::dump(&args, options, start)?)
+    })?;
     let copies = clone::Args::of(dumped.snapshot, args.count, args.how.clone());
     let cloned = clone::clone(&copies, options, Instant::now());
     if args.name.is_none() {
@@ -66,7 +69,7 @@ fn fork(args: &Args, tree: i32, options: &[String], start: Instant) -> anyhow::R
     if args.how.json {
         print_json(&forked)?;
     } else {
-        println!("{tree} stood still for {:.0} ms", forked.frozen_ms);
+        println!("{} stood still for {:.0} ms", args.tree, forked.frozen_ms);
     }
     Ok(clone::tell_failures(&copies, &forked.cloned))
 }
@@ -76,12 +79,5 @@ fn fork(args: &Args, tree: i32, options: &[String], start: Instant) -> anyhow::R
 /// # Errors
 /// There is no copy; the tree goes on, unless it says otherwise.
 pub fn run(args: &Args, options: &[String], start: Instant) -> anyhow::Result<ExitCode> {
-    let tree = args.tree;
-    let done = match enter(tree) {
-        Ok(Where::Here) => fork(args, tree, options, start),
-        Ok(Where::Inside(vpid)) => fork(args, vpid, options, start),
-        Ok(Where::Outside(status)) => return Ok(status.into()),
-        Err(e) => Err(e.into()),
-    };
-    done.with_context(|| format!("cannot fork {tree}"))
+    fork(args, options, start).with_context(|| format!("cannot fork {}", args.tree))
 }

@@ -11,7 +11,7 @@ use mvas_abi::vas::{
     VAS_RANGE_HUGE, VAS_STATE_COMMITTED, VAS_STORE_COLD, VAS_STORE_DRAINING, VAS_STORE_STORED,
     VasAttach, VasCapture, VasDelete, VasEvict, VasLabel, VasRange, VasRanges, VasStat, VasUsage,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Error, VasId, c_label, from_c_name, ioctl};
 
@@ -82,7 +82,7 @@ pub struct Stat {
 }
 
 /// Where a VAS's memory is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kept {
     /// In this guest's memory only.

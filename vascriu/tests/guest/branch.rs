@@ -221,7 +221,16 @@ fn fork(dir: &Path) {
     );
     bad(&mut vascriu(&["fork", "-t", "4194000"]), &["4194000"]);
     assert_eq!(w.check(), 3);
+    // A copy is a tree like any other; what is copied of it is no part of it.
+    let id_of_copy = all[0].pid.to_string();
+    let said = json(&mut vascriu(&["fork", "-t", &id_of_copy, "--json"]));
+    let again = copies(&said);
+    assert_eq!(again.len(), 1);
+    assert_eq!(w.restored_as(again[0].pid).check(), 4);
+    assert_eq!(w.restored_as(all[0].pid).check(), 4);
     all[0].kill();
+    assert_eq!(w.restored_as(again[0].pid).check(), 5);
+    again[0].kill();
     w.kill();
     rm(&["warm"]);
 }
