@@ -26,6 +26,8 @@ pub enum System {
     CriuTmpfs,
     /// Ours, the snapshot in the guest's memory only.
     Vascriu,
+    /// The same, with a CRIU that `vascriu serve` has started before.
+    VascriuService,
     /// Ours: the dump drains to the snapshot store in the background, and what is
     /// restored is cold.
     VascriuStore,
@@ -60,6 +62,7 @@ impl std::fmt::Display for System {
             Self::CriuDisk => "criu-disk",
             Self::CriuTmpfs => "criu-tmpfs",
             Self::Vascriu => "vascriu",
+            Self::VascriuService => "vascriu-service",
             Self::VascriuStore => "vascriu-store",
             Self::ColdStart => "cold-start",
             Self::VascriuClone => "vascriu-clone",
@@ -127,7 +130,9 @@ impl Snapshot {
         Ok(match system {
             System::CriuTmpfs => Self::Stock(Path::new(DIR).join(name)),
             System::CriuLazy => Self::Lazy(Path::new(DIR).join(name)),
-            System::Vascriu | System::VascriuClone => Self::Vas(name.into()),
+            System::Vascriu | System::VascriuService | System::VascriuClone => {
+                Self::Vas(name.into())
+            }
             System::VascriuStore | System::VascriuStored | System::VascriuOther => {
                 Self::Stored(name.into())
             }

@@ -10,7 +10,7 @@ use crate::procfs::cpu_of_kernel_workers;
 use crate::subject::Subject;
 use crate::system::{Restore, Snapshot, System};
 use crate::times::Times;
-use crate::vas;
+use crate::vas::{self, Service};
 use crate::workload::Pages;
 
 /// What it took.
@@ -28,7 +28,11 @@ pub struct Trial {
 /// When one of them fails, or a page is not as it was before.
 pub fn run(system: System, size_mib: usize, pages: Pages) -> Result<Trial> {
     let snapshot = Snapshot::new(system, "trial")?;
+    let service = (system == System::VascriuService).then(Service::start);
+    let service = service.transpose()?;
+    let ready = || service.as_ref().map_or(Ok(()), Service::wait_until_ready);
     let mut subject = Subject::start(size_mib, pages)?;
+    ready()?;
     let workers_before = cpu_of_kernel_workers()?;
     let dump = snapshot.dump(subject.pid)?;
     subject.reap()?;
@@ -38,6 +42,7 @@ pub fn run(system: System, size_mib: usize, pages: Pages) -> Result<Trial> {
         Duration::ZERO
     };
     snapshot.evict()?;
+    ready()?;
     let restore = restore(&snapshot, subject.pid)?;
     snapshot.delete()?;
     Ok(Trial {

@@ -3,12 +3,14 @@
 //! itself (`--json`).
 
 use std::collections::HashMap;
+use std::fs;
 use std::io;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::criu::timed;
@@ -119,7 +121,7 @@ pub fn dumped(command: &mut Command, kept: &str) -> Result<(Dump, Duration)> {
     Ok((dump, duration(report.store_ms)?))
 }
 
-/// How long a drain may take: copies on an emulated machine are slow.
+/// How long something may take: copies on an emulated machine are slow.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Waits until the snapshot `name` is complete in the store.
@@ -219,6 +221,54 @@ pub(crate) fn memory_restore(report: &[u8]) -> Result<Duration> {
 pub fn delete(name: &str) -> Result<()> {
     timed(&mut vascriu(&["rm", name])).map(drop)
 }
+
+/// A running `vascriu serve`; it ends with this.
+#[derive(Debug)]
+pub struct Service(Child);
+
+impl Service {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn start() -> Result<Self> {
+        let started = vascriu(&["serve"]).spawn();
+        Ok(Self(started.context("cannot start `vascriu serve`")?))
+    }
+
+    /// Waits until it has a CRIU ready.
+    ///
+    /// # Errors
+    /// When it does not come to that.
+    pub fn wait_until_ready(&self) -> Result<()> {
+        let begun = Instant::now();
+        let is_ready = || {
+            Path::new(READY)
+                .read_dir()
+                .is_ok_and(|mut d| d.next().is_some())
+        };
+        while !is_ready() {
+            ensure!(
+                begun.elapsed() < PATIENCE,
+                "`vascriu serve` has no CRIU ready"
+            );
+            sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        // Of a killed one they stay.
+        let _ = fs::remove_dir_all(READY);
+    }
+}
+
+/// Where `vascriu serve` has what is ready.
+const READY: &str = "/run/vascriu/ready";
 
 fn vascriu(args: &[&str]) -> Command {
     let mut command = Command::new("vascriu");

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 
 use crate::cmd::{
     check, clone, drain, dump, enable, evict, fork, gc, ls, prune, rename, restore, rm, rollback,
-    show,
+    serve, show,
 };
 
 /// In-memory snapshots of processes and containers: CRIU, with the memory kept
@@ -54,6 +54,7 @@ pub enum Command {
     Enable(enable::Enable),
     Disable(enable::Disable),
     Gc(gc::Args),
+    Serve(serve::Args),
     #[command(after_help = "Example:
   vascriu completions bash > /etc/bash_completion.d/vascriu")]
     Completions(mvas_cli::Completions),

@@ -8,7 +8,7 @@ use clap::{CommandFactory, Parser};
 use vascriu::cli::{Cli, Command};
 use vascriu::cmd::{
     check, clone, drain, dump, enable, evict, fork, gc, ls, prune, rename, restore, rm, rollback,
-    show,
+    serve, show,
 };
 use vascriu::criu::options;
 use vascriu::dropin;
@@ -58,6 +58,7 @@ fn run(start: Instant) -> anyhow::Result<ExitCode> {
         Command::Enable(args) => enable::enable(&args),
         Command::Disable(args) => enable::disable(&args),
         Command::Gc(args) => gc::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Completions(args) => {
             args.print(&Cli::command())?;
             Ok(ExitCode::SUCCESS)

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -234,25 +235,30 @@ impl PidFd {
     /// Whether the process is dead (a zombie is).
     #[must_use]
     pub fn is_dead(&self) -> bool {
+        self.dies_within(Duration::ZERO)
+    }
+
+    /// Waits for the process's death, but no longer than that, or until a signal; whether it is
+    /// dead.
+    #[must_use]
+    pub fn dies_within(&self, time: Duration) -> bool {
+        self.poll(libc::c_int::try_from(time.as_millis()).unwrap_or(libc::c_int::MAX)) == 1
+    }
+
+    /// Waits until the process is dead.
+    pub fn wait(&self) {
+        // A signal interrupts it: then it is tried again.
+        while self.poll(-1) < 0 {}
+    }
+
+    fn poll(&self, ms: libc::c_int) -> libc::c_int {
         let mut poll = libc::pollfd {
             fd: self.0.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         };
         // SAFETY: `poll` is one live pollfd.
-        let ret = unsafe { libc::poll(&raw mut poll, 1, 0) };
-        ret == 1
-    }
-
-    /// Waits until the process is dead.
-    pub fn wait(&self) {
-        let mut poll = libc::pollfd {
-            fd: self.0.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: `poll` is one live pollfd. A signal interrupts it: then it is tried again.
-        while unsafe { libc::poll(&raw mut poll, 1, -1) } < 0 {}
+        unsafe { libc::poll(&raw mut poll, 1, ms) }
     }
 
     /// Sends `signal`; a dead process is no error.

@@ -16,8 +16,8 @@ use super::{ms, ms_since, print_json};
 use crate::clone;
 use crate::criu::order::{self, Order};
 use crate::criu::orphans::Orphans;
-use crate::criu::report::{Channel, Report};
-use crate::criu::run::{self, Run};
+use crate::criu::report::Report;
+use crate::criu::run::{self, Process, Run};
 use crate::criu::settle::{self, Outcome, settle};
 use crate::criu::version::{self, Criu};
 use crate::criu::work::{self, Work};
@@ -109,8 +109,6 @@ pub(super) enum Error {
     Criu(#[from] run::Error),
     #[error("cannot use the directory {0}")]
     Dir(PathBuf, #[source] io::Error),
-    #[error("no memory for the plugin's report")]
-    Report(#[source] io::Error),
     /// It is not known what has come of it.
     #[error("{why}; whether there is a snapshot {id} is not known: `vascriu ls` tells")]
     Unclear {
@@ -234,7 +232,7 @@ impl Dump<'_> {
         self.dir.as_ref().map(|d| d.dir.as_fd())
     }
 
-    fn order(&self, criu: &Criu, report: &Channel) -> Order {
+    fn order(&self, criu: &Criu, process: &Process) -> Order {
         // Others go on from this memory, too.
         let stays = ["--leave-stopped", "-s"];
         let left_running = self.options.iter().any(|o| stays.contains(&o.as_str()));
@@ -247,7 +245,7 @@ impl Dump<'_> {
             left_running: left_running || self.args.leave_running,
             criu: criu.version.clone(),
             reference_dir: self.dir().map(|d| d.as_raw_fd()),
-            report: Some(report.number()),
+            report: Some(process.report()),
         })
     }
 
@@ -256,26 +254,32 @@ impl Dump<'_> {
         let criu = Criu::find()?;
         let images = Images::empty()?;
         let work = Work::new()?;
-        let report = Channel::new().map_err(Error::Report)?;
-        let order = self.order(&criu, &report);
-        let mut own = vec!["--tree".into(), self.args.tree.to_string()];
-        if self.args.leave_running {
-            own.push("--leave-running".into());
-        }
+        // It could not inherit the directory that shall refer to the snapshot.
+        let process = match self.dir {
+            Some(_) => Process::child(),
+            None => Process::any(&criu, self.options),
+        };
+        let process = process?;
+        let order = self.order(&criu, &process);
+        let own: &[_] = if self.args.leave_running {
+            &["--leave-running"]
+        } else {
+            &[]
+        };
         let run = Run {
             criu: &criu,
             action: "dump",
             tree: Some(self.args.tree),
             order: &order,
-            images: &images.path(),
-            work: work.path(),
+            images: &images,
+            work: &work,
             own,
             user: self.options,
         };
         let frozen = rescue::Frozen::look(self.options);
         let orphans = Orphans::from_now_on();
         let criu_start = Instant::now();
-        let ran = run.run(report);
+        let ran = run.run(process);
         let criu_ms = ms_since(criu_start);
         if ran.is_err() {
             // A CRIU whose wrapper was killed, and the child by which CRIU has tried out the

@@ -23,6 +23,7 @@ pub mod rename;
 pub mod restore;
 pub mod rm;
 pub mod rollback;
+pub mod serve;
 pub mod show;
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {

@@ -17,8 +17,7 @@ use serde::Serialize;
 use super::{ms, ms_since, print_json};
 use crate::criu::order::{self, Order};
 use crate::criu::orphans::Orphans;
-use crate::criu::report::Channel;
-use crate::criu::run::{self, Run};
+use crate::criu::run::{self, Process, Run};
 use crate::criu::stats;
 use crate::criu::version::{self, Criu};
 use crate::criu::work::{self, Work};
@@ -77,8 +76,6 @@ pub(crate) enum Error {
     Dir(PathBuf, #[source] io::Error),
     #[error("{0}")]
     Reference(PathBuf, #[source] reference::Error),
-    #[error("no memory for the plugin's report")]
-    Report(#[source] io::Error),
     /// There is nothing of ours.
     #[error(
         "{0} refers to no snapshot: it was not made by vascriu (images of CRIU alone are restored by `criu restore`)"
@@ -160,7 +157,13 @@ fn restore(args: &Args, options: &[String], start: Instant) -> Result<Restored, 
     if let Some(reference) = reference.filter(|r| r.manifest_sha256 != found.digest) {
         return Err(Error::Altered(Box::new(reference)));
     }
-    let mut restored = run_criu(&criu, id, &images, options, false, start)?;
+    // Tasks that are waited for must become our children.
+    let process = if args.restore_detached {
+        Process::any(&criu, options)
+    } else {
+        Process::child()
+    };
+    let mut restored = run_criu(&criu, process?, id, &images, options, false, start)?;
     restored.name = Label::parse(&vas.label()?).and_then(|l| l.name);
     Ok(restored)
 }
@@ -170,12 +173,14 @@ pub(crate) fn copy(criu: &Criu, id: SnapshotId, options: &[String]) -> Result<i3
     let registry = Registry::open()?;
     let vas = registry.open_member(id, Member::Images)?;
     let (images, _) = Images::of(&vas, id)?;
-    Ok(run_criu(criu, id, &images, options, true, Instant::now())?.pid)
+    let process = Process::child()?;
+    Ok(run_criu(criu, process, id, &images, options, true, Instant::now())?.pid)
 }
 
 /// Restores from images that were unpacked before.
 pub(super) fn run_criu(
     criu: &Criu,
+    process: Process,
     id: SnapshotId,
     images: &Images,
     options: &[String],
@@ -183,11 +188,10 @@ pub(super) fn run_criu(
     start: Instant,
 ) -> Result<Restored, Error> {
     let work = Work::new()?;
-    let report = Channel::new().map_err(Error::Report)?;
     let order = Order::Restore(order::Restore {
         id,
         clone,
-        report: Some(report.number()),
+        report: Some(process.report()),
         engine: None,
     });
     let run = Run {
@@ -195,15 +199,15 @@ pub(super) fn run_criu(
         action: "restore",
         tree: None,
         order: &order,
-        images: &images.path(),
-        work: work.path(),
-        own: vec!["--restore-detached".to_owned()],
+        images,
+        work: &work,
+        own: &["--restore-detached"],
         user: options,
     };
     // CRIU's orphans become ours: nothing half restored gets away.
     let orphans = Orphans::from_now_on();
     let criu_start = Instant::now();
-    let report = run.run(report).inspect_err(|_| orphans.kill(|_| true))?;
+    let report = run.run(process).inspect_err(|_| orphans.kill(|_| true))?;
     let criu_ms = ms_since(criu_start);
     let stats = stats::restore(work.path());
     // CRIU comes to the root first.

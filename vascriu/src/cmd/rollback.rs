@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::restore::{self, Restored};
 use super::{called, clone, dump, forget, ms_since, print_json};
+use crate::criu::run::Process;
 use crate::criu::version::Criu;
 use crate::process;
 use crate::snapshot::id::{Member, SnapshotId};
@@ -119,7 +120,10 @@ fn restore(
 ) -> anyhow::Result<Restored> {
     let start = Instant::now();
     wait_until_free(manifest)?;
-    Ok(restore::run_criu(criu, id, images, options, false, start)?)
+    let process = Process::child()?;
+    Ok(restore::run_criu(
+        criu, process, id, images, options, false, start,
+    )?)
 }
 
 /// Restores what was dumped a moment ago.

@@ -12,3 +12,22 @@ pub mod stats;
 pub mod stuck;
 pub mod version;
 pub mod work;
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// A file in memory, which children inherit.
+///
+/// # Errors
+/// The kernel's.
+pub fn memory_file(name: &CStr) -> io::Result<File> {
+    // SAFETY: a NUL-terminated string. Without MFD_CLOEXEC: children inherit it.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
+}

@@ -203,6 +203,67 @@ pub fn value<'a>(criu: &'a [String], names: &[&str]) -> Option<&'a str> {
     found
 }
 
+/// Options that need what only a CRIU has that this process starts: its terminal, descriptors and
+/// output, or its configuration; or that a request says otherwise.
+const OF_A_CHILD: &[&str] = &[
+    "--shell-job",
+    "--inherit-fd",
+    "--action-script",
+    "--restore-sibling",
+    "--display-stats",
+    "--no-default-config",
+    "--config",
+];
+
+/// The long names of short options; what is not there is of a child.
+const LONG: &[(&str, &str)] = &[
+    ("-s", "--leave-stopped"),
+    ("-l", "--file-locks"),
+    ("-o", "--log-file"),
+    ("-r", "--root"),
+    ("-M", "--ext-mount-map"),
+    ("-J", "--join-ns"),
+];
+
+/// What CRIU logs unless the user says otherwise: errors.
+pub const LOG_LEVEL: i32 = 1;
+
+/// The same options as a file of CRIU's configuration, and what it logs; none if they are for a
+/// CRIU that this process starts.
+#[must_use]
+pub fn as_config(args: &[String]) -> Option<(String, i32)> {
+    let mut config = String::new();
+    let mut log_level = LOG_LEVEL;
+    let mut args = args.iter().map(String::as_str);
+    while let Some(arg) = args.next() {
+        if let Some(level) = arg.strip_prefix("-v").or(arg.strip_prefix("--verbosity=")) {
+            log_level = level.parse().ok()?;
+            continue;
+        }
+        let long = LONG.iter().find(|(short, _)| *short == arg);
+        let arg = long.map_or(arg, |(_, long)| long);
+        let name = arg.split_once('=').map_or(arg, |(name, _)| name);
+        let takes_value = VALUES.contains(&name);
+        let known = takes_value || OPTIONAL.contains(&name) || FLAGS.contains(&name);
+        let option = arg.strip_prefix("--")?;
+        if !known || OF_A_CHILD.contains(&name) {
+            return None;
+        }
+        let value = (takes_value && name == arg).then(|| args.next());
+        let line = match value {
+            Some(value) => format!("{option}={}", value?),
+            None => option.into(),
+        };
+        // CRIU reads a file by words, and knows comments and quotes.
+        if line.contains(|c: char| c.is_whitespace() || matches!(c, '#' | '"' | '\\')) {
+            return None;
+        }
+        config.push_str(&line);
+        config.push('\n');
+    }
+    Some((config, log_level))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -257,6 +318,37 @@ mod tests {
         let s = of("-t 1 --new-option -- --newer 5").expect("split");
         assert_eq!(s.ours.join(" "), "-t 1 --new-option");
         assert_eq!(s.criu.join(" "), "--newer 5");
+    }
+
+    #[test]
+    fn options_become_a_file_that_means_the_same() {
+        let config = |line: &str| {
+            let args: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            as_config(&args)
+        };
+        assert_eq!(
+            config("--tcp-established -s -o /x.log --manage-cgroups=soft --ghost-limit 5 -v4"),
+            Some((
+                "tcp-established\nleave-stopped\nlog-file=/x.log\nmanage-cgroups=soft\nghost-limit=5\n"
+                    .into(),
+                4
+            ))
+        );
+        assert_eq!(as_config(&[]), Some((String::new(), LOG_LEVEL)));
+        for line in [
+            "--shell-job",
+            "-j",
+            "--inherit-fd fd[1]:x",
+            "--config /x",
+            "--newer",
+            "-v",
+            "--verbosity",
+            "-o",
+            "--root /a#b",
+            "5",
+        ] {
+            assert_eq!(config(line), None, "{line}");
+        }
     }
 
     #[test]

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What the plugin shall do in one run of CRIU: it stands in CRIU's environment. Without an
+//! What the plugin shall do in one run of CRIU: it stands in CRIU's environment, or in a file
+//! that this names, where CRIU is started before it is known ([`crate::service`]). Without an
 //! order the plugin dumps nothing, and restores stock images only.
 
-use std::os::fd::RawFd;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +32,9 @@ pub enum Error {
     /// It cannot be read.
     #[error("{ENV} is damaged: vascriu and its plugin are of different builds")]
     Damaged(#[from] serde_json::Error),
+    /// The file with it.
+    #[error("cannot read the order in {0}")]
+    File(String, #[source] io::Error),
 }
 
 /// An order.
@@ -85,21 +91,33 @@ impl Order {
     /// # Errors
     /// None that is known.
     pub fn give(&self, command: &mut Command) -> Result<(), Error> {
-        command.env(ENV, serde_json::to_string(self)?);
-        let (name, value) = NO_BREAKPOINTS;
-        if std::env::var_os(name).is_none() {
-            command.env(name, value);
-        }
+        give(command, &serde_json::to_string(self)?);
         Ok(())
     }
 
-    /// The order in this process's environment.
+    /// The order in this process's environment, or where that says it is.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn from_env() -> Result<Self, Error> {
-        let text = std::env::var(ENV).map_err(|_| Error::Missing)?;
+        let mut text = std::env::var(ENV).map_err(|_| Error::Missing)?;
+        if text.starts_with('/') {
+            text = fs::read_to_string(&text).map_err(|e| Error::File(text, e))?;
+        }
         Ok(serde_json::from_str(&text)?)
+    }
+}
+
+/// Has a CRIU that `command` starts look for its order in the file that it inherits as `fd`.
+pub fn give_later(command: &mut Command, fd: BorrowedFd<'_>) {
+    give(command, &format!("/proc/self/fd/{}", fd.as_raw_fd()));
+}
+
+fn give(command: &mut Command, text: &str) {
+    command.env(ENV, text);
+    let (name, value) = NO_BREAKPOINTS;
+    if std::env::var_os(name).is_none() {
+        command.env(name, value);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,13 +45,7 @@ impl Channel {
     /// # Errors
     /// The kernel's.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: a NUL-terminated string. Without MFD_CLOEXEC: CRIU inherits it.
-        let fd = unsafe { libc::memfd_create(c"vascriu-report".as_ptr(), 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just made this descriptor for us.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }.into()))
+        super::memory_file(c"vascriu-report").map(Self)
     }
 
     /// Its number, for the order.
@@ -68,6 +62,13 @@ impl Channel {
         read.ok()
             .and_then(|_| serde_json::from_slice(&text).ok())
             .unwrap_or_default()
+    }
+}
+
+impl From<OwnedFd> for Channel {
+    /// One that another process has made.
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd.into())
     }
 }
 

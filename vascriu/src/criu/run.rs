@@ -4,11 +4,10 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 
@@ -17,12 +16,18 @@ use super::order::{self, Order};
 use super::report::{Channel, Report};
 use super::stuck;
 use super::version::Criu;
+use super::work::Work;
 use crate::process::{PidFd, is_ending};
+use crate::service::Job;
+use crate::service::client::Ready;
+use crate::snapshot::images::Images;
 
 /// Where the plugin is; CRIU loads every `*.so` there.
 pub const LIBDIR: &str = "/usr/lib/vascriu";
 /// The plugin's file name.
 pub const PLUGIN: &str = "vas_plugin.so";
+/// In its directory: the options of one that the service has started.
+const CONFIG: &str = "options.conf";
 /// Lines of CRIU's log that are shown.
 const LINES: usize = 12;
 
@@ -38,6 +43,14 @@ pub enum Error {
     /// It cannot be started.
     #[error("cannot run {0}")]
     Start(PathBuf, #[source] io::Error),
+    /// A worker of `vascriu serve` was killed.
+    #[error(
+        "the process of `vascriu serve` that CRIU was a child of was killed: how CRIU has ended is not known"
+    )]
+    Service(#[source] io::Error),
+    /// Nor can it tell us anything.
+    #[error("no memory for the plugin's report")]
+    Report(#[source] io::Error),
     /// It cannot be told what to do.
     #[error(transparent)]
     Order(#[from] order::Error),
@@ -68,6 +81,43 @@ fn because(lines: &[String]) -> String {
         .fold(String::new(), |all, line| format!("{all}\n  {line}"))
 }
 
+/// The CRIU that a run is of, and where its plugin reports.
+#[derive(Debug)]
+pub enum Process {
+    /// A child of this process.
+    Child(Channel),
+    /// One of `vascriu serve`.
+    Service(Ready),
+}
+
+impl Process {
+    /// One of the service, if there is one for these options of the user's; else a child.
+    ///
+    /// # Errors
+    /// [`Error::Report`].
+    pub fn any(criu: &Criu, user: &[String]) -> Result<Self, Error> {
+        let ready = options::as_config(user).and_then(|_| Ready::find(criu));
+        ready.map_or_else(Self::child, |ready| Ok(Self::Service(ready)))
+    }
+
+    /// A child.
+    ///
+    /// # Errors
+    /// [`Error::Report`].
+    pub fn child() -> Result<Self, Error> {
+        Channel::new().map(Self::Child).map_err(Error::Report)
+    }
+
+    /// The number of the report's file there, for the order.
+    #[must_use]
+    pub fn report(&self) -> RawFd {
+        match self {
+            Self::Child(channel) => channel.number(),
+            Self::Service(ready) => ready.report.1,
+        }
+    }
+}
+
 /// One run of CRIU.
 #[derive(Debug)]
 pub struct Run<'a> {
@@ -80,11 +130,11 @@ pub struct Run<'a> {
     /// What the plugin shall do.
     pub order: &'a Order,
     /// Where the images are.
-    pub images: &'a Path,
+    pub images: &'a Images,
     /// Where the log and the statistics go.
-    pub work: &'a Path,
+    pub work: &'a Work,
     /// Our own options.
-    pub own: Vec<String>,
+    pub own: &'a [&'a str],
     /// The user's, for CRIU.
     pub user: &'a [String],
 }
@@ -92,24 +142,30 @@ pub struct Run<'a> {
 impl Run<'_> {
     fn log(&self) -> PathBuf {
         let name = options::value(self.user, &["-o", "--log-file"]);
-        self.work
-            .join(name.map_or_else(|| format!("{}.log", self.action), str::to_owned))
+        let dir = self.work.path();
+        dir.join(name.map_or_else(|| format!("{}.log", self.action), str::to_owned))
     }
 
     fn command(&self) -> Result<Command, Error> {
         let mut command = Command::new(&self.criu.program);
         command
             .arg(self.action)
-            .args([OsStr::new("--images-dir"), self.images.as_ref()])
-            .args([OsStr::new("--work-dir"), self.work.as_ref()])
+            .args(
+                self.tree
+                    .map(|tree| ["--tree".into(), tree.to_string()])
+                    .iter()
+                    .flatten(),
+            )
+            .args([OsStr::new("--images-dir"), self.images.path().as_ref()])
+            .args([OsStr::new("--work-dir"), self.work.path().as_ref()])
             .args([OsStr::new("--libdir"), libdir().as_ref()])
-            .args(&self.own);
+            .args(self.own);
         if options::value(self.user, &["-o", "--log-file"]).is_none() {
             command.arg("--log-file").arg(self.log());
         }
         let loud = |a: &String| a.starts_with("-v") || a.starts_with("--verbosity");
         if !self.user.iter().any(loud) {
-            command.arg("-v1");
+            command.arg(format!("-v{}", options::LOG_LEVEL));
         }
         command.args(self.user);
         self.order.give(&mut command)?;
@@ -121,24 +177,51 @@ impl Run<'_> {
         Ok(command)
     }
 
-    /// Runs it to its end; `report` is the channel that its order names. What a terminal sends
+    fn job(&self) -> io::Result<Job> {
+        let log = format!("log-file={}\n", self.log().display());
+        let own = self
+            .own
+            .iter()
+            .filter_map(|option| option.strip_prefix("--"));
+        let own = own.fold(log, |all, option| all + option + "\n");
+        let (user, log_level) = options::as_config(self.user).ok_or(io::ErrorKind::Unsupported)?;
+        let config = self.work.path().join(CONFIG);
+        fs::write(&config, own + &user)?;
+        Ok(Job {
+            order: self.order.clone(),
+            tree: self.tree,
+            config: config.display().to_string(),
+            log_level,
+        })
+    }
+
+    /// Runs it to its end in `process`, whose report its order names. What a terminal sends
     /// does not stop it halfway: it and we ignore it meanwhile.
     ///
     /// # Errors
     /// See [`Error`]; the plugin's reason comes first.
-    pub fn run(&self, report: Channel) -> Result<Report, Error> {
+    pub fn run(&self, process: Process) -> Result<Report, Error> {
         let plugin = libdir().join(PLUGIN);
         if !plugin.exists() {
             return Err(Error::NoPlugin(plugin));
         }
         let quiet = Quiet::new();
-        let status = self.command()?.spawn().and_then(|c| wait(c, self.tree));
-        let status = status.map_err(|e| Error::Start(self.criu.program.clone(), e))?;
+        let (status, report, output) = match process {
+            Process::Child(report) => {
+                let status = self.command()?.spawn().and_then(|c| wait(c, self.tree));
+                let failed = |e| Error::Start(self.criu.program.clone(), e);
+                (status.map_err(failed)?, report, String::new())
+            }
+            Process::Service(ready) => self
+                .job()
+                .and_then(|job| ready.run(&job, self.images.as_fd(), self.work.as_fd()))
+                .map_err(Error::Service)?,
+        };
         drop(quiet);
-        self.judge(status, report.read())
+        self.judge(status, report.read(), &output)
     }
 
-    fn judge(&self, status: ExitStatus, report: Report) -> Result<Report, Error> {
+    fn judge(&self, status: ExitStatus, report: Report, output: &str) -> Result<Report, Error> {
         let action = self.action;
         if status.success() && report.error.is_none() {
             return Ok(report);
@@ -149,6 +232,10 @@ impl Run<'_> {
         let log = fs::read(self.log()).unwrap_or_default();
         let mut lines: Vec<String> = report.error.into_iter().collect();
         lines.extend(telling(&String::from_utf8_lossy(&log)));
+        if lines.is_empty() {
+            // It had no log yet.
+            lines = errors(output);
+        }
         Err(Error::Failed { action, lines })
     }
 }
@@ -160,30 +247,26 @@ const WITHOUT_ROOT: u32 = 30;
 /// Waits for CRIU. Where somebody kills the root of the tree while CRIU stops its threads, CRIU
 /// waits for it for ever, and the other tasks stand still as long: then CRIU is killed. So it is
 /// where it is [`stuck`].
-fn wait(mut criu: Child, tree: Option<i32>) -> io::Result<ExitStatus> {
+///
+/// # Errors
+/// The kernel's.
+pub fn wait(mut criu: Child, tree: Option<i32>) -> io::Result<ExitStatus> {
     let pid = criu.id().cast_signed();
     let pidfd = PidFd::open(pid).map_err(io::Error::other)?;
-    let (ended, end) = mpsc::channel::<()>();
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            let mut seconds = 0;
-            let mut watch = stuck::Watch::new(pid);
-            while end.recv_timeout(stuck::PERIOD) == Err(RecvTimeoutError::Timeout) {
-                watch.look(&pidfd);
-                seconds = if tree.is_some_and(is_ending) {
-                    seconds + 1
-                } else {
-                    0
-                };
-                if seconds == WITHOUT_ROOT {
-                    pidfd.kill(libc::SIGKILL);
-                }
-            }
-        });
-        let status = criu.wait();
-        drop(ended);
-        status
-    })
+    let mut watch = stuck::Watch::new(pid);
+    let mut seconds = 0;
+    while !pidfd.dies_within(stuck::PERIOD) {
+        watch.look(&pidfd);
+        seconds = if tree.is_some_and(is_ending) {
+            seconds + 1
+        } else {
+            0
+        };
+        if seconds == WITHOUT_ROOT {
+            pidfd.kill(libc::SIGKILL);
+        }
+    }
+    criu.wait()
 }
 
 /// The lines of CRIU's output that tell why it failed, but for the plugin's.

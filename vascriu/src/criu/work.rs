@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -45,7 +45,7 @@ pub fn make_root() -> io::Result<()> {
 pub struct Work {
     path: PathBuf,
     /// CRIU inherits it, should we be killed.
-    _lock: File,
+    lock: File,
 }
 
 /// The directory at `path`, held; none where others hold it, or it is gone.
@@ -76,7 +76,7 @@ impl Work {
             // Swept before it was held?
             if let Ok(Some(lock)) = hold(&path) {
                 fcntl(lock.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
-                return Ok(Self { path, _lock: lock });
+                return Ok(Self { path, lock });
             }
         }
     }
@@ -85,6 +85,13 @@ impl Work {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl AsFd for Work {
+    /// The directory; whoever has this descriptor holds it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 }
 

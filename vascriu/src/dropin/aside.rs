@@ -17,9 +17,9 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork, setsid};
 use serde::{Deserialize, Serialize};
 
-use super::socket::{self, Message};
 use crate::criu::order::Order;
 use crate::process;
+use crate::socket::{self, Message};
 
 /// Why there is no word.
 const KILLED: &str = "the process of vascriu beside CRIU was killed";

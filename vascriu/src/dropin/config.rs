@@ -50,9 +50,7 @@ impl Config {
     /// [`Refused`].
     pub fn read(engine: Option<&Path>) -> Result<Self, Refused> {
         let mut config = Self::default();
-        let home = env::var_os("HOME").map(|home| Path::new(&home).join(HOME));
-        let named = env::var_os("CRIU_CONFIG_FILE").map(PathBuf::from);
-        for file in [Some(GLOBAL.into()), home, named].into_iter().flatten() {
+        for file in files() {
             config.add(&file, &[])?;
         }
         if let Some(file) = engine {
@@ -76,6 +74,19 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Whether CRIU reads any file but one that an engine names.
+#[must_use]
+pub fn is_there() -> bool {
+    files().any(|file| file.exists())
+}
+
+/// The files that CRIU reads by itself.
+fn files() -> impl Iterator<Item = PathBuf> {
+    let home = env::var_os("HOME").map(|home| Path::new(&home).join(HOME));
+    let named = env::var_os("CRIU_CONFIG_FILE").map(PathBuf::from);
+    [Some(GLOBAL.into()), home, named].into_iter().flatten()
 }
 
 /// An option and its value in a line.

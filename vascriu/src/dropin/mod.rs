@@ -12,7 +12,6 @@ pub mod config;
 pub mod job;
 pub mod relay;
 pub mod request;
-pub mod socket;
 pub mod swrk;
 
 use std::ffi::{CStr, OsStr, OsString};

@@ -11,9 +11,9 @@ use nix::sys::socket::{Shutdown, shutdown};
 use protobuf::Message as _;
 
 use super::request::{self, Answer, Kind};
-use super::socket::{self, Message};
 use crate::criu::stuck;
 use crate::process::PidFd;
+use crate::socket::{self, Message};
 
 /// The two that talk, and CRIU's process.
 #[derive(Debug)]

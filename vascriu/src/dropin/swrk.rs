@@ -13,7 +13,7 @@ use super::config::Config;
 use super::job::{self, Error, Job, Ready};
 use super::relay::Relay;
 use super::request::{self, Asked, Kind, Options, Places, Request, encode};
-use super::{become_criu, criu, criu_with_plugin, export, is_wanted, socket};
+use super::{become_criu, criu, criu_with_plugin, export, is_wanted};
 use crate::criu::order::Order;
 use crate::criu::rescue::Frozen;
 use crate::criu::work;
@@ -21,7 +21,7 @@ use crate::engine::export::{ENV as EXPORT, Export};
 use crate::process::{self, PidFd};
 use crate::snapshot::images;
 use crate::snapshot::reference::Reference;
-use crate::text;
+use crate::{socket, text};
 
 /// Where CRIU logs that was not told where.
 const LOG: &str = "criu.log";

@@ -68,7 +68,7 @@ pub const TESTS: &[Test] = &[
 
 /// The moments at which to kill, in something that takes as long as `whole`: fewer where
 /// everything is many times slower.
-fn moments(whole: Duration) -> Vec<Duration> {
+pub fn moments(whole: Duration) -> Vec<Duration> {
     let steps = if is_debug_kernel() { 5 } else { 16 };
     (0..=steps).map(|step| whole * step / steps).collect()
 }
@@ -80,7 +80,7 @@ fn child_of(pid: u32, is: &str) -> Option<i32> {
     (comm.trim() == is).then_some(first)
 }
 
-fn kill(pid: i32) {
+pub fn kill(pid: i32) {
     // SAFETY: kill takes two integers.
     unsafe { libc::kill(pid, libc::SIGKILL) };
 }
@@ -96,7 +96,7 @@ fn criu_after(running: &mut Child, part: Duration) -> Option<i32> {
     criu
 }
 
-fn spawn(command: &mut Command) -> Child {
+pub fn spawn(command: &mut Command) -> Child {
     command
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -105,7 +105,7 @@ fn spawn(command: &mut Command) -> Child {
 }
 
 /// How long CRIU takes, and a workload that has been dumped and restored.
-fn rehearse(w: &Workload, options: &[&str]) -> (Duration, Duration) {
+pub fn rehearse(w: &Workload, options: &[&str]) -> (Duration, Duration) {
     let dumped = w.dump("rehearsal", options);
     let (_, restored) = restore("rehearsal", w, options);
     rm(&["rehearsal"]);
@@ -117,7 +117,7 @@ fn rehearse(w: &Workload, options: &[&str]) -> (Duration, Duration) {
 
 /// The tasks go on, or there is a snapshot that can take their place: says whether that.
 #[track_caller]
-fn tasks_or_snapshot(w: &Workload, name: &str, options: &[&str]) -> bool {
+pub fn tasks_or_snapshot(w: &Workload, name: &str, options: &[&str]) -> bool {
     // What a killed CRIU did not commit goes with the last of its children.
     let kept = !ls().is_empty();
     if kept {
@@ -135,7 +135,7 @@ fn tasks_or_snapshot(w: &Workload, name: &str, options: &[&str]) -> bool {
 /// Kills CRIU at moments spread over a dump. Also where it has put system calls into the
 /// tasks, by rewriting their registers and code, they go on as if nothing had happened.
 /// Several processes with threads, in files too.
-fn tree(dir: &Path) -> Options {
+pub fn tree(dir: &Path) -> Options {
     Options {
         children: 2,
         threads: 2,
@@ -147,7 +147,7 @@ fn tree(dir: &Path) -> Options {
 
 /// The snapshot `x` of it is whole: it is restored and ended, and the snapshot goes.
 #[track_caller]
-fn comes_back(w: &Workload) {
+pub fn comes_back(w: &Workload) {
     let (r, _) = restore("x", w, &[]);
     r.check();
     r.kill();

@@ -128,12 +128,15 @@ fn vascriu_all_gone() -> Vec<String> {
     left
 }
 
-/// What is in vascriu's directory but for what it knows of CRIU.
+/// What is in vascriu's directory but for what it knows of CRIU, and what `serve` leaves.
 pub fn work_dirs() -> Vec<String> {
     let dir = Path::new("/run/vascriu").read_dir();
     let names = dir.into_iter().flatten().flatten();
     let names = names.map(|e| e.path().display().to_string());
-    names.filter(|n| !n.contains("/criu-version.")).collect()
+    let stays = ["/criu-version.", "/serve.lock", "/ready"];
+    names
+        .filter(|n| !stays.iter().any(|s| n.contains(s)))
+        .collect()
 }
 
 /// All snapshots, as `ls` tells them.

@@ -21,6 +21,7 @@ mod killed;
 mod object;
 mod randomness;
 mod runtimes;
+mod service;
 mod snapshots;
 mod store;
 mod watchdog;
@@ -57,6 +58,7 @@ fn main() {
         branch::TESTS,
         randomness::TESTS,
         runtimes::TESTS,
+        service::TESTS,
     ]
     .concat();
     let all = [
