@@ -236,8 +236,8 @@ pub fn as_config(args: &[String]) -> Option<(String, i32)> {
     let mut log_level = LOG_LEVEL;
     let mut args = args.iter().map(String::as_str);
     while let Some(arg) = args.next() {
-        if let Some(level) = arg.strip_prefix("-v").or(arg.strip_prefix("--verbosity=")) {
-            log_level = level.parse().ok()?;
+        if let Some(level) = arg.strip_prefix("-v").or(arg.strip_prefix("--verbosity")) {
+            log_level = level.trim_start_matches('=').parse().ok()?;
             continue;
         }
         let long = LONG.iter().find(|(short, _)| *short == arg);
