@@ -9,6 +9,7 @@ use mvasvm::config::{CpuCount, MemSize, VmName, bytes_of};
 
 use super::codes;
 use super::disk::DiskArg;
+use super::forward::Forward;
 use super::snapshots::SnapshotsArgs;
 use super::store::StoreArgs;
 
@@ -30,6 +31,7 @@ pub(super) enum Command {
     Run(RunArgs),
     Exec(ExecArgs),
     Cp(CpArgs),
+    Forward(ForwardArgs),
     Ls(LsArgs),
     Stop(StopArgs),
     Kill(KillArgs),
@@ -208,6 +210,26 @@ pub(super) struct CpArgs {
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// Let ports of this host lead to servers in a running VM
+///
+/// Needs no network in the guest: each TCP connection goes through the guest's agent to GUESTPORT
+/// of its loopback address, 127.0.0.1. Only this host can connect, unless HOSTADDR says else. Once
+/// all ports are open, each is a line on standard output; HOSTPORT 0 takes any that is free. It
+/// goes on until a signal, or the VM's end.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mvasvm forward db 6379:6379
+  mvasvm forward web 8080:80 0.0.0.0:8443:443
+
+Exit code: 0 when the VM has ended; 128+N by signal N; 125 if a port cannot be opened.")]
+pub(super) struct ForwardArgs {
+    /// The VM
+    pub name: VmName,
+    /// A port here, and the one in the guest that it leads to
+    #[arg(required = true, value_name = "[HOSTADDR:]HOSTPORT:GUESTPORT")]
+    pub ports: Vec<Forward>,
 }
 
 /// List the running VMs
@@ -403,6 +425,10 @@ mod tests {
             "exec vm",
             "exec vm -e =x -- true",
             "cp a",
+            "forward",
+            "forward vm",
+            "forward vm 80",
+            "forward ../x 80:80",
             "stop",
             "rm",
             "rm --all x",

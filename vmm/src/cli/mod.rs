@@ -9,6 +9,7 @@ mod console;
 mod cp;
 mod disk;
 mod exec;
+mod forward;
 mod guest;
 mod janitor;
 mod manage;
@@ -60,6 +61,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Run(args) => run::run(args),
         Command::Exec(args) => exec::run(args),
         Command::Cp(args) => cp::run(&args),
+        Command::Forward(args) => forward::run(&args),
         Command::Ls(args) => manage::ls(&args),
         Command::Stop(args) => manage::stop(&args),
         Command::Kill(args) => manage::kill(&args),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The side on the host.
 
+mod connect;
 mod copy;
 mod exec;
 mod terminal;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+pub use crate::protocol::reset;
 pub use exec::ExecIo;
 pub use terminal::{RawTerminal, block_signals, window_size};
 
@@ -64,6 +66,9 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// The connection to be carried, on this side.
+    #[error("the TCP connection failed")]
+    Socket(#[source] io::Error),
     /// The user insisted on ending.
     #[error("given up after repeated signals; the command may still run")]
     GivenUp,

@@ -123,6 +123,12 @@ pub enum Request {
         /// A file or folder.
         path: OsText,
     },
+    /// Connect to this TCP port of the guest's loopback address: `Ready`, then data both ways,
+    /// `Stdin` and `Stdout`, each to its end; when both have ended, `Done`.
+    Connect {
+        /// The port; not 0.
+        port: u16,
+    },
     /// Say who and how old you are.
     Info,
     /// Write everything to disk, say `Done`, and go down.

@@ -18,6 +18,7 @@ mod frame;
 mod hello;
 mod link;
 mod message;
+mod splice;
 mod window;
 
 pub use data::{DataReader, DataWriter, Stopped};
@@ -28,6 +29,8 @@ pub use link::{Link, LinkError};
 pub use message::{
     CommandEnd, Exec, FailureKind, Info, OsText, Reply, Request, ShutdownKind, WindowSize,
 };
+pub use splice::{Cut, reset};
+pub(crate) use splice::{Side, splice};
 pub use window::{CREDIT, Window};
 
 /// vsock port that the agent listens on.

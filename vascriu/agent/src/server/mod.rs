@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The side that runs commands: one thread per connection, one request after another.
 
+mod connect;
 mod copy;
 mod exec;
 mod ports;
@@ -142,6 +143,7 @@ impl Server {
             Request::Exec(exec) => return exec::serve(link, exec),
             Request::CopyIn { dest, name } => return copy::serve_in(link, &dest, &name),
             Request::CopyOut { path } => return copy::serve_out(link, &path),
+            Request::Connect { port } => return connect::serve(link, port),
             Request::Info => Reply::Info(self.info()?),
             Request::Shutdown(kind) => return self.shutdown(link, kind),
         };

@@ -2,6 +2,7 @@
 //! Client and server against each other over a socket pair: real commands, real files.
 
 mod broken_peers;
+mod connect;
 
 use std::ffi::OsStr;
 use std::fs;
