@@ -133,6 +133,21 @@ fn names_that_are_no_folder_names_are_refused() {
 }
 
 #[test]
+fn forwards_that_make_no_sense_are_refused() {
+    for port in [
+        "80",
+        "80:",
+        "80:0",
+        "99999:80",
+        "80:99999",
+        "localhost:80:80",
+        "::1:80:80",
+    ] {
+        Home::new().refuses(&["forward", "x", port], 2, &[port]);
+    }
+}
+
+#[test]
 fn a_missing_kernel_or_image_says_how_to_get_one() {
     let home = Home::new();
     home.refuses(&["run", "--hw", "kvm"], 125, &["no image", "make image"]);
@@ -204,6 +219,7 @@ fn commands_to_vms_that_do_not_run_say_so() {
     for words in [
         &["exec", "x", "--", "true"][..],
         &["cp", "x:/a", "b"],
+        &["forward", "x", "0:80"],
         &["stop", "x"],
         &["kill", "x"],
     ] {

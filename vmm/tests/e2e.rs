@@ -24,6 +24,8 @@ mod commands;
 mod disks;
 #[path = "e2e/engines.rs"]
 mod engines;
+#[path = "e2e/forward.rs"]
+mod forward;
 #[path = "e2e/frozen.rs"]
 mod frozen;
 #[path = "e2e/host.rs"]

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,6 +18,9 @@ use super::{guest, note, reach};
 
 /// How often is looked whether the VM still lives, milliseconds.
 const LOOK: u16 = 500;
+
+/// How often is looked whether a connection has ended, while no more may be opened, milliseconds.
+const LOOK_FULL: u16 = 100;
 
 /// Connections at once: a quarter of the streams that a guest can have is left to others.
 const MOST: usize = 384;
@@ -73,7 +77,7 @@ pub(super) fn run(args: &ForwardArgs) -> Result<u8> {
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let waiting = listeners.iter().filter(|_| !full);
         fds.extend(waiting.map(|(l, _)| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
-        let timeout = if full { 10 } else { LOOK };
+        let timeout = if full { LOOK_FULL } else { LOOK };
         match poll(&mut fds, PollTimeout::from(timeout)) {
             Ok(0) if !vm.lives()? => {
                 note(format!("{} has ended", args.name));
@@ -96,7 +100,10 @@ pub(super) fn run(args: &ForwardArgs) -> Result<u8> {
 fn listen(forward: &Forward) -> Result<(TcpListener, u16)> {
     let listener = TcpListener::bind(forward.host)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .with_context(|| format!("cannot listen on {}", forward.host))?;
+        .with_context(|| {
+            let host = forward.host;
+            format!("cannot listen on {host} (another port may be free; 0 takes any that is)")
+        })?;
     Ok((listener, forward.guest))
 }
 
@@ -106,7 +113,11 @@ fn accept(listener: &TcpListener, port: u16, vm: &Arc<FoundVm>, open: &Arc<()>) 
         Ok(accepted) => accepted,
         // It is gone already, or was never there.
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-        Err(error) => return note(format!("cannot take a connection: {error}")),
+        Err(error) => {
+            note(format!("cannot take a connection: {error}"));
+            // Out of files or memory: connections that end give some back.
+            return thread::sleep(Duration::from_millis(LOOK_FULL.into()));
+        }
     };
     let (vm, open) = (vm.clone(), open.clone());
     let carry = move || {

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use crate::{PATIENCE, served, sh, wait_for};
 
 /// Sends `frames` after a greeting and gives what comes back until the server ends.
-fn provoke(frames: &[u8]) -> (Vec<Frame>, Result<(), LinkError>) {
+pub fn provoke(frames: &[u8]) -> (Vec<Frame>, Result<(), LinkError>) {
     let (mut stream, server) = served();
     stream
         .write_all(&Hello::new([1; 16]).encode())
@@ -43,7 +43,7 @@ fn provoke(frames: &[u8]) -> (Vec<Frame>, Result<(), LinkError>) {
     (got, server.join().expect("no panic"))
 }
 
-fn encoded(frames: &[Frame]) -> Vec<u8> {
+pub fn encoded(frames: &[Frame]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for frame in frames {
         frame.encode(&mut bytes);

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! TCP connections through a session, to real servers.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 
-use mvas_agent::client::ClientError;
+use mvas_agent::client::{ClientError, Session};
+use mvas_agent::protocol::{FailureKind, Frame, Link, LinkError, Reply, Request, Stream};
 
+use crate::broken_peers::{encoded, provoke};
 use crate::{PATIENCE, session};
 
 /// A server for one connection, on a port of its own.
@@ -108,4 +113,80 @@ fn a_connection_that_is_cut_is_not_taken_for_one_that_ended() {
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     server.join().expect("server");
     session.join().expect("thread").expect_err("cut");
+}
+
+#[test]
+fn a_client_that_breaks_the_protocol_is_told_and_its_connection_cut() {
+    let data = |len| Frame::Data {
+        stream: Stream::Stdin,
+        bytes: vec![0; len],
+    };
+    let credit = |stream| Frame::Credit { stream, bytes: 1 };
+    for (what, frames) in [
+        (
+            "a request within a request",
+            vec![Frame::Request(Request::Info)],
+        ),
+        ("a reply to a server", vec![Frame::Reply(Reply::Done)]),
+        ("data after its end", vec![data(0), data(1)]),
+        ("two ends", vec![data(0), data(0)]),
+        ("credit that was not taken", vec![credit(Stream::Stdout)]),
+        ("credit for input", vec![credit(Stream::Stdin)]),
+        ("a signal", vec![Frame::Signal(9)]),
+    ] {
+        let (port, server) = server(|mut stream| stream.read_to_end(&mut Vec::new()));
+        let frames = [vec![Frame::Request(Request::Connect { port })], frames].concat();
+        let (got, ended) = provoke(&encoded(&frames));
+        let Some(Frame::Reply(Reply::Failed { kind, .. })) = got.last() else {
+            panic!("{what}: {got:?}");
+        };
+        assert_eq!(*kind, FailureKind::BadRequest, "{what}");
+        assert!(matches!(ended, Err(LinkError::Protocol(_))), "{what}");
+        let read = server.join().expect("server");
+        // An end that was sent properly came before what was wrong.
+        assert!(read.is_err() || what.contains("end"), "{what}: {read:?}");
+    }
+}
+
+#[test]
+fn a_guest_that_breaks_the_protocol_gets_the_connection_cut() {
+    let data = |stream, len| Frame::Data {
+        stream,
+        bytes: vec![0; len],
+    };
+    let ready = || Frame::Reply(Reply::Ready { bytes: 0 });
+    let too_much: Vec<Frame> = (0..5).map(|_| data(Stream::Stdout, 60_000)).collect();
+    for (what, frames) in [
+        ("done before its end", vec![Frame::Reply(Reply::Done)]),
+        ("ready again", vec![ready()]),
+        ("another stream", vec![data(Stream::Stderr, 1)]),
+        ("more data than granted", too_much),
+        (
+            "data after its end",
+            vec![data(Stream::Stdout, 0), data(Stream::Stdout, 1)],
+        ),
+    ] {
+        let (stream, guest) = UnixStream::pair().expect("sockets");
+        let answers = encoded(&[vec![ready()], frames].concat());
+        let guest = thread::spawn(move || {
+            let mut link = Link::new(guest.into()).expect("link");
+            link.accept().expect("a request");
+            let mut raw: File = link.as_fd().try_clone_to_owned().expect("dup").into();
+            raw.write_all(&answers).expect("room");
+            while link.recv(None).is_ok() {}
+        });
+        let session = Session::start(stream, PATIENCE).expect("greeting");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
+        let ours = TcpStream::connect(listener.local_addr().expect("an address")).expect("connect");
+        let theirs = listener.accept().expect("accept").0;
+        let error = session.connect(1, &theirs).expect_err(what);
+        assert!(
+            matches!(error, ClientError::Link(LinkError::Protocol(_))),
+            "{what}: {error:?}"
+        );
+        drop(theirs);
+        let read = patient(ours).read_to_end(&mut Vec::new());
+        assert!(read.is_err() || what.contains("end"), "{what}: {read:?}");
+        guest.join().expect("the guest's end");
+    }
 }
