@@ -355,11 +355,8 @@ pub(super) fn dump(args: &Args, options: &[String], start: Instant) -> Result<Du
     process::comm(args.tree)?;
     let registry = Registry::open()?;
     let keep = keep(args, &registry)?;
-    let _ = registry.sweep_expired();
-    // The plugin claims it; but why begin?
-    if let (Some(name), false) = (&args.name, args.replace) {
-        registry.is_free(name)?;
-    }
+    // The plugin claims the name; but why begin?
+    registry.make_way(args.name.as_ref().filter(|_| !args.replace))?;
     let dir = args.images_dir.as_deref();
     let dir = dir.map(|d| ReferenceDir::new(d).map_err(|e| Error::Dir(d.into(), e)));
     let dump = Dump {

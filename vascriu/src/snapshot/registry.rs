@@ -131,15 +131,19 @@ impl Registry {
         }
     }
 
+    /// Both.
+    fn all(&self) -> Result<BTreeMap<SnapshotId, Entry>, device::Error> {
+        let mut all = self.scan()?;
+        self.scan_store(&mut all);
+        Ok(all)
+    }
+
     /// All snapshots, the oldest first.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn list(&self) -> Result<Vec<Entry>, device::Error> {
-        let mut all = self.scan()?;
-        self.scan_store(&mut all);
-        let is_one = |e: &Entry| e.is_committed() || (!e.is_here() && e.stored.is_some());
-        let mut list: Vec<_> = all.into_values().filter(is_one).collect();
+        let mut list: Vec<_> = self.all()?.into_values().filter(is_one).collect();
         list.sort_by_key(Entry::age);
         give_names_to_the_newest(&mut list);
         for entry in &mut list {
@@ -220,12 +224,18 @@ impl Registry {
     /// # Errors
     /// [`Error::Taken`].
     pub fn is_free(&self, name: &Name) -> Result<(), Error> {
-        let mut all = self.scan()?;
-        self.scan_store(&mut all);
-        match all.values().find(|e| e.name() == Some(name)) {
-            Some(other) => Err(Error::Taken(name.clone(), other.id)),
-            None => Ok(()),
-        }
+        is_free(&self.all()?, name)
+    }
+
+    /// Makes way for a new snapshot: as [`Registry::sweep_expired`] and [`Registry::is_free`], but
+    /// the store is asked once.
+    ///
+    /// # Errors
+    /// [`Error::Taken`].
+    pub fn make_way(&self, name: Option<&Name>) -> Result<(), Error> {
+        let mut all = self.all()?;
+        all.retain(|_, e| !(is_one(e) && self.removes_expired(e)));
+        name.map_or(Ok(()), |name| is_free(&all, name))
     }
 
     /// Open files of all VASes of a snapshot, that of its images first.
@@ -308,9 +318,14 @@ impl Registry {
     /// What the kernel says of all of them.
     pub fn sweep_expired(&self) -> Result<Vec<Entry>, device::Error> {
         let mut list = self.list()?;
-        list.retain(|e| e.label.as_ref().is_some_and(Label::has_expired));
-        list.retain(|e| self.remove_now(e.id, false).is_ok());
+        list.retain(|e| self.removes_expired(e));
         Ok(list)
+    }
+
+    /// Removes a snapshot whose time is over and that is not in use; whether it was one.
+    fn removes_expired(&self, entry: &Entry) -> bool {
+        entry.label.as_ref().is_some_and(Label::has_expired)
+            && self.remove_now(entry.id, false).is_ok()
     }
 
     /// Removes what a killed [`Registry::remove`] has left: memory that was part of a
@@ -335,6 +350,18 @@ impl Registry {
             }
         }
         Ok(gone)
+    }
+}
+
+/// Whether it is a complete snapshot.
+fn is_one(entry: &Entry) -> bool {
+    entry.is_committed() || (!entry.is_here() && entry.stored.is_some())
+}
+
+fn is_free(all: &BTreeMap<SnapshotId, Entry>, name: &Name) -> Result<(), Error> {
+    match all.values().find(|e| e.name() == Some(name)) {
+        Some(other) => Err(Error::Taken(name.clone(), other.id)),
+        None => Ok(()),
     }
 }
 
