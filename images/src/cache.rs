@@ -17,7 +17,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use crate::key::Key;
 
 /// Prefix of the temporary name of an entry that is being made.
-const BUILDING: &str = ".building-";
+pub(crate) const BUILDING: &str = ".building-";
 
 /// A file operation on the cache that failed.
 #[derive(Debug, thiserror::Error)]
@@ -111,8 +111,20 @@ impl Cache {
             }
             Err(TryLockError::Error(e)) => return Err(e.into()),
         }
-        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).map_err(io::Error::from)?;
-        Ok(Lock(file))
+        Ok(Lock(for_children(file)?))
+    }
+
+    /// Takes the lock `name`, if nobody has it.
+    ///
+    /// # Errors
+    /// When the lock file cannot be made or locked.
+    pub fn try_lock(&self, name: &str) -> Result<Option<Lock>, Error> {
+        let file = File::create(self.dir("locks")?.join(name))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock(for_children(file)?))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(e.into()),
+        }
     }
 
     /// Finds the entry, or makes it with `build`, which fills the empty folder it
@@ -126,11 +138,25 @@ impl Cache {
         key: &Key,
         build: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<PathBuf, E> {
-        if let Some(found) = self.find(kind, key) {
-            return Ok(found);
+        match self.find(kind, key) {
+            Some(found) => Ok(found),
+            None => self.make(kind, &key.to_string(), build),
         }
+    }
+
+    /// Makes the entry `name` of a kind, which is not there, with `build`, which fills the empty
+    /// folder it is given. The caller holds a lock under which only this entry is made.
+    ///
+    /// # Errors
+    /// What `build` returns, or when the cache cannot be written.
+    pub fn make<E: From<Error>>(
+        &self,
+        kind: &str,
+        name: &str,
+        build: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
         let parent = self.dir(kind)?;
-        let temporary = parent.join(format!("{BUILDING}{key}"));
+        let temporary = parent.join(format!("{BUILDING}{name}"));
         remove(&temporary)?;
         fs::create_dir(&temporary).map_err(Error::Io)?;
         if let Err(e) = build(&temporary) {
@@ -139,7 +165,7 @@ impl Cache {
         }
         // The data must be on the disk before the name says that it is whole.
         sync_file_system(&temporary).map_err(Error::Io)?;
-        let entry = self.entry(kind, key);
+        let entry = parent.join(name);
         fs::rename(&temporary, &entry).map_err(Error::Io)?;
         Ok(entry)
     }
@@ -208,6 +234,12 @@ impl Cache {
     }
 }
 
+/// Has the processes that are started from now on hold the lock of a file, too.
+fn for_children(file: File) -> io::Result<File> {
+    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(file)
+}
+
 /// An entry found in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -233,6 +265,16 @@ pub fn remove(path: &Path) -> Result<(), Error> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// What a file or folder takes on the disk, bytes.
+pub(crate) fn disk_bytes(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(meta) = fs::symlink_metadata(path) else {
+        return 0;
+    };
+    let below = fs::read_dir(path).into_iter().flatten().flatten();
+    meta.blocks() * 512 + below.map(|e| disk_bytes(&e.path())).sum::<u64>()
 }
 
 /// Writes everything below `dir` to the disk: its files one by one, as a whole

@@ -7,14 +7,23 @@ use std::process::Command;
 /// The release: its guest has CRIU 4.1, its emulator is QEMU 10.
 pub(crate) const SUITE: &str = "trixie";
 
-/// `mmdebstrap`, which puts `packages` into the tar file `out`. Options may be added.
-pub(crate) fn mmdebstrap(variant: &str, packages: &[&str], out: &Path) -> Command {
+/// What of Debian's packages is left out of guests, below `/usr`. The folders of manuals stay: a
+/// JVM's package makes links in them.
+pub(crate) const NOT_INSTALLED: [&str; 4] = [
+    "share/man/*/*",
+    "share/info/*",
+    "share/locale/*",
+    "share/doc/*",
+];
+
+/// `mmdebstrap`, which puts `packages` of a release into the tar file `out`. Options may be added.
+pub(crate) fn mmdebstrap(variant: &str, packages: &[&str], suite: &str, out: &Path) -> Command {
     let mut command = Command::new("mmdebstrap");
     command
         .arg(format!("--variant={variant}"))
         .arg("--aptopt=Acquire::Retries \"3\"")
         .arg(format!("--include={}", packages.join(",")))
-        .arg(SUITE)
+        .arg(suite)
         .arg(out);
     command
 }

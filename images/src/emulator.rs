@@ -66,7 +66,7 @@ fn unpack(cache: &Cache, out: &Path) -> Result<()> {
     // Unpacked, but not installed: nothing of it runs but the program.
     steps.run(
         &format!("fetching QEMU of Debian {SUITE}"),
-        &mut mmdebstrap("extract", &[PACKAGE], &tar),
+        &mut mmdebstrap("extract", &[PACKAGE], SUITE, &tar),
     )?;
     let mut unpack = Command::new("tar");
     unpack

@@ -11,9 +11,10 @@ use nix::unistd::Uid;
 
 use crate::cache::{Cache, waiting};
 use crate::cargo::{self, Artifact, Kind};
-use crate::debian::{SUITE, mmdebstrap};
+use crate::debian::{NOT_INSTALLED, SUITE, mmdebstrap};
 use crate::key::{Inputs, Key};
 use crate::step::Steps;
+use crate::tools;
 use crate::workspace::Workspace;
 
 /// Which image.
@@ -82,13 +83,8 @@ impl Flavor {
     }
 }
 
-/// What of Debian's packages is left out, below `/usr`. The folders of manuals stay: a JVM's
-/// package makes links in them.
-const NOT_INSTALLED: [&str; 7] = [
-    "share/man/*/*",
-    "share/info/*",
-    "share/locale/*",
-    "share/doc/*",
+/// What is left out besides, below `/usr`.
+const OF_ENGINES: [&str; 3] = [
     "libexec/podman/podman-testing",
     "bin/containerd-shim",
     "bin/containerd-shim-runc-v1",
@@ -164,8 +160,8 @@ impl<'a> Builder<'a> {
             let recipes = recipes.map(|r| fs::read_to_string(self.workspace.path(r)));
             let recipes = recipes.collect::<Result<Vec<_>, _>>()?.concat();
             let packages = package_list(&recipes);
-            let mut mmdebstrap = mmdebstrap("minbase", &packages, &out.join("base.tar"));
-            for excluded in NOT_INSTALLED {
+            let mut mmdebstrap = mmdebstrap("minbase", &packages, SUITE, &out.join("base.tar"));
+            for excluded in NOT_INSTALLED.iter().chain(&OF_ENGINES) {
                 mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/{excluded}"));
             }
             Ok(Steps::of_build(self.cache, kind)?.run(
@@ -225,6 +221,9 @@ impl<'a> Builder<'a> {
                 Ok(Steps::of_build(self.cache, kind)?.run("packing the image", &mut command)?)
             })?;
         let image = entry.join("rootfs.ext4");
+        if self.flavor == Flavor::Default {
+            tools::build(self.cache, &base, &self.base_key()?, &files)?;
+        }
         self.cache.set_current(self.flavor.current(), &image)?;
         Ok(image)
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Builds and caches the guest kernel, its self-tests, the guest image and the emulator.
+//! Builds and caches the guest kernel, its self-tests, the guest image and the emulator; makes
+//! images of the user's own ([`own`]).
 //!
 //! Every product is a directory in the cache whose name is a hash of all of its
 //! inputs ([`key`]), made elsewhere and renamed when whole ([`cache`]). So a
@@ -14,6 +15,11 @@ pub mod image;
 pub mod kconfig;
 pub mod kernel;
 pub mod key;
+pub mod oci;
+pub mod own;
+pub mod rootfs;
 pub mod status;
 pub mod step;
+pub mod tools;
+mod window;
 pub mod workspace;

@@ -2,15 +2,15 @@
 //! What is in the cache, and cleaning it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::cache::{self, Cache};
+use crate::cache::{self, Cache, disk_bytes};
 use crate::kernel::{self, Flavor, SELFTESTS};
 use crate::workspace::Workspace;
-use crate::{emulator, image};
+use crate::{emulator, image, tools};
 
 /// All kinds of entries; each has the lock of its name, except the self-tests,
 /// which are built under the kernel's.
@@ -20,6 +20,7 @@ fn kinds() -> Vec<(&'static str, &'static str)> {
         ("kernel-debug", "kernel-debug"),
         (SELFTESTS, "kernel"),
         (emulator::KIND, emulator::KIND),
+        (tools::KIND, tools::KIND),
     ];
     for kind in image::Flavor::ALL.map(|f| [f.base(), f.image()]).concat() {
         kinds.push((kind, kind));
@@ -155,13 +156,4 @@ pub fn gc(cache: &Cache, workspace: &Workspace) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(removed)
-}
-
-fn disk_bytes(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(meta) = fs::symlink_metadata(path) else {
-        return 0;
-    };
-    let below = fs::read_dir(path).into_iter().flatten().flatten();
-    meta.blocks() * 512 + below.map(|e| disk_bytes(&e.path())).sum::<u64>()
 }

@@ -84,7 +84,7 @@ pub fn hold(image: &Path) -> Result<()> {
     mount(none, "/", none, private, none).context("cannot make mounts private")?;
     change_root(image).with_context(|| format!("cannot make {} the root", image.display()))?;
     // From here on as the guest's PID 1.
-    overlay_root().context("cannot make the root writable")?;
+    overlay_root(None).context("cannot make the root writable")?;
     mount_kernel_filesystems();
     let mut out = io::stdout().lock();
     writeln!(out, "ready").and_then(|()| out.flush())?;

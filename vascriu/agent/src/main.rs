@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 use mvas_agent::init::{self, DEFAULT_PATH, Machine, Service};
 use mvas_agent::protocol::{ShutdownKind, VSOCK_PORT};
 use mvas_agent::server::{Server, serve_vsock};
+use nix::mount::MsFlags;
 
 /// What the image wants to have running: a program each.
 const SERVICES: &str = "/etc/mvas/services";
@@ -80,10 +81,22 @@ fn run_mode() -> Result<()> {
 }
 
 /// PID 1: it must not end, or the kernel panics. Whatever cannot be done is said on the
-/// console, and the machine comes up without it.
+/// console, and the machine comes up without it. But without the disk that is to keep what is
+/// written, nothing must be written: then it does end.
 fn run_machine() -> Result<()> {
-    if let Err(error) = init::overlay_root() {
-        init::log(format!("the root stays read-only: {error}"));
+    match overlay_disk() {
+        Ok(None) => {
+            if let Err(error) = init::overlay_root(None) {
+                init::log(format!("the root stays read-only: {error}"));
+            }
+        }
+        disk => {
+            let disk = disk?;
+            init::overlay_root(disk.as_deref()).with_context(|| {
+                let disk = disk.unwrap_or_default();
+                format!("cannot use {disk} (--overlay), which may have no ext4 or a damaged one")
+            })?;
+        }
     }
     init::mount_kernel_filesystems();
     let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
@@ -115,6 +128,20 @@ fn run_machine() -> Result<()> {
         }
         std::thread::sleep(std::time::Duration::from_secs(1));
     }
+}
+
+/// Where what is written is to last.
+fn overlay_disk() -> Result<Option<String>> {
+    init::mount(init::Mount {
+        source: "proc",
+        target: Path::new("/proc"),
+        kind: "proc",
+        options: "",
+        flags: MsFlags::empty(),
+    })
+    .and_then(|()| fs::read_to_string("/proc/cmdline"))
+    .map(|cmdline| init::kernel_argument(&cmdline, "mvas.overlay"))
+    .context("cannot read the kernel's command line")
 }
 
 fn with_environment(command: &mut Command) {

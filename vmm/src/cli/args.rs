@@ -10,6 +10,7 @@ use mvasvm::config::{CpuCount, MemSize, VmName, bytes_of};
 use super::codes;
 use super::disk::DiskArg;
 use super::forward::Forward;
+use super::image::ImageArgs;
 use super::snapshots::SnapshotsArgs;
 use super::store::StoreArgs;
 
@@ -40,6 +41,7 @@ pub(super) enum Command {
     Metrics(MetricsArgs),
     Snapshots(SnapshotsArgs),
     Store(StoreArgs),
+    Image(ImageArgs),
     Doctor(DoctorArgs),
     Sim(SimArgs),
     #[command(after_help = "Example:
@@ -68,10 +70,13 @@ pub(super) enum Command {
 ///
 /// Without CMD, the guest's login appears on this terminal; Ctrl-A X ends the VM, Ctrl-A Ctrl-A
 /// sends one Ctrl-A. With CMD, CMD runs in the guest with this process's input, output and
-/// signals (on a terminal if this is one), and the VM stops when it ends.
+/// signals (on a terminal if this is one), and the VM stops when it ends. An image that was imported
+/// may have a command of its own, which runs without CMD, or an entry point, which gets CMD as its
+/// arguments; --detach starts neither.
 #[derive(Debug, Args)]
 #[command(after_help = format!("Examples:
   mvasvm run
+  mvasvm run --image db --overlay db.img --detach
   mvasvm run --mem 64G --cpus 4 -- free -g
   mvasvm run --name db --detach && mvasvm exec db -- redis-cli ping
   mvasvm run --disk data.img --disk tools.img,ro -- lsblk
@@ -94,13 +99,21 @@ pub(super) struct RunArgs {
     /// An initial RAM file system
     #[arg(long, value_name = "FILE")]
     pub initramfs: Option<PathBuf>,
-    /// The root file system, never written to: a file, or a flavor such as `containers`
-    /// [default: $MVAS_IMAGE, or the one built last; none with --initramfs]
-    #[arg(long, value_name = "FILE")]
+    /// The root file system, never written to: one of your images (`mvasvm image ls`), `default`,
+    /// `containers` or `programs` of ours, or a file, with a slash in its path if it has such a
+    /// name [default: $MVAS_IMAGE, or `default`; none with --initramfs]
+    #[arg(long, value_name = "IMAGE")]
     pub image: Option<PathBuf>,
     /// A raw disk image, again for more: /dev/vdb, /dev/vdc, …; with ",ro" read-only
     #[arg(long, value_name = "FILE[,ro]", value_parser = DiskArg::parse)]
     pub disk: Vec<DiskArg>,
+    /// Keep what the guest writes to its root in this file, which is made if it is missing, and
+    /// belongs to this image; without, it goes with the VM
+    #[arg(long, value_name = "FILE")]
+    pub overlay: Option<PathBuf>,
+    /// The most that an overlay can take, when it is made: a number with K, M, G or T [default: 16G]
+    #[arg(long, value_name = "SIZE", value_parser = bytes_of, requires = "overlay")]
+    pub overlay_size: Option<u64>,
     /// Directory of the snapshot store, in a tmpfs; "none": snapshots stay in the guest
     /// [default: $MVAS_STORE, or /dev/shm/mvas-UID, if the guest's memory fits there]
     #[arg(long, value_name = "DIR")]
@@ -421,6 +434,8 @@ mod tests {
             "run --name ../x",
             "run --hw fpga",
             "run --detach -- true",
+            "run --overlay-size 1G",
+            "run --overlay x --overlay-size much",
             "exec",
             "exec vm",
             "exec vm -e =x -- true",
@@ -438,6 +453,14 @@ mod tests {
             "sim --",
             "store",
             "store mount --force",
+            "image",
+            "image build",
+            "image build ../x",
+            "image build default",
+            "image build x --packages a,,b",
+            "image build x --packages ~i",
+            "image build x --from /etc",
+            "image rm",
             "snapshots rm",
             "snapshots show",
             "snapshots show ../x",

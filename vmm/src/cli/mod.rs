@@ -8,13 +8,16 @@ mod codes;
 mod console;
 mod cp;
 mod disk;
+mod entry;
 mod exec;
 mod forward;
 mod guest;
+mod image;
 mod janitor;
 mod manage;
 mod metrics;
 mod monitor_log;
+mod overlay;
 pub(crate) mod paths;
 mod reach;
 mod record;
@@ -70,6 +73,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Metrics(args) => metrics::run(&args),
         Command::Snapshots(args) => snapshots::run(&args),
         Command::Store(args) => store::run(&args),
+        Command::Image(args) => image::run(args),
         Command::Doctor(args) => crate::doctor::run(args.json),
         Command::Sim(args) => sim::run(args),
         Command::Completions(args) => args.print(&Cli::command()).map(|()| 0),

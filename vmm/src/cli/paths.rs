@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use mvas_images::own::Images;
 use nix::unistd::{Uid, geteuid};
 
 /// The emulator's program.
@@ -100,25 +101,45 @@ fn is_executable(path: &Path) -> bool {
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// The guest image: what was asked for, `$MVAS_IMAGE`, or what was built last. A word that is
-/// no path names a flavor.
+/// The images of ours, and under which name each is kept.
+const OURS: [(&str, &str); 3] = [
+    ("default", "rootfs.ext4"),
+    ("containers", "rootfs-containers.ext4"),
+    ("programs", "rootfs-programs.ext4"),
+];
+
+/// The guest image: what was asked for, `$MVAS_IMAGE`, or what was built last. A word is the name
+/// of an image, of the user's own or of ours, or else a file.
 ///
 /// # Errors
 /// There is none.
 pub(crate) fn image(asked: Option<&Path>) -> Result<PathBuf> {
-    let flavor = asked.and_then(flavor).and_then(|name| built_last(&name));
-    pick(
-        "image",
-        flavor.as_deref().or(asked),
-        "MVAS_IMAGE",
-        "rootfs.ext4",
-    )
+    let Some((word, name)) = asked.and_then(|path| Some((path, word(path)?))) else {
+        return pick("image", asked, "MVAS_IMAGE", "rootfs.ext4");
+    };
+    if let Some((_, file)) = OURS.iter().find(|(ours, _)| *ours == name) {
+        let path = built_last(file).context("no HOME to look for images in")?;
+        return path.canonicalize().with_context(|| {
+            let target = match name {
+                "default" => "make image".to_owned(),
+                name => format!("make image-{name}"),
+            };
+            format!("the image {name} is not built: `{target}` builds it")
+        });
+    }
+    if let Ok(own) = name.parse()
+        && let Some(image) = Images::new(&super::image::cache()?).find(&own)?
+    {
+        return Ok(image.path.canonicalize()?);
+    }
+    word.canonicalize().with_context(|| {
+        format!("there is no image {name}, of yours (mvasvm image ls) or of ours, and no such file")
+    })
 }
 
-/// Under which name the image of a flavor is kept.
-fn flavor(asked: &Path) -> Option<String> {
-    let is_path = asked.components().count() != 1 || asked.exists();
-    (!is_path).then(|| format!("rootfs-{}.ext4", asked.display()))
+/// What names an image, and is not plainly a path.
+fn word(asked: &Path) -> Option<&str> {
+    asked.to_str().filter(|text| !text.contains('/'))
 }
 
 fn pick(option: &str, asked: Option<&Path>, variable: &str, built: &str) -> Result<PathBuf> {
@@ -141,12 +162,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_is_a_path_or_a_flavor() {
-        let containers = Some("rootfs-containers.ext4".to_owned());
-        assert_eq!(flavor(Path::new("containers")), containers);
-        assert_eq!(flavor(Path::new("./containers")), None);
-        assert_eq!(flavor(Path::new("/x/rootfs.ext4")), None);
-        assert_eq!(flavor(Path::new("Cargo.toml")), None);
+    fn a_word_names_an_image_and_a_slash_makes_a_path() {
+        assert_eq!(word(Path::new("redis:7")), Some("redis:7"));
+        assert_eq!(word(Path::new("./redis:7")), None);
+        assert_eq!(word(Path::new("/x/rootfs.ext4")), None);
     }
 
     #[test]

@@ -9,14 +9,16 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use mvas_agent::protocol::Exec;
 use mvasvm::config::VmName;
 
 use super::args::{HwArg, RunArgs};
 use super::cgroup::Cgroup;
 use super::disk::DiskArg;
+use super::entry::entry;
 use super::record::{Hw, VmInfo, seconds};
-use super::{codes, note, paths, run_kvm, run_sim};
+use super::{codes, note, overlay, paths, run_kvm, run_sim};
 use crate::doctor;
 
 /// What a detached monitor says once its guest takes commands.
@@ -30,6 +32,10 @@ pub(super) struct Wanted {
     pub image: Option<PathBuf>,
     pub initramfs: Option<PathBuf>,
     pub disks: Vec<DiskArg>,
+    /// The disk behind those.
+    pub overlay: Option<DiskArg>,
+    /// The command; empty: a login.
+    pub exec: Exec,
     pub cgroup: Option<Cgroup>,
 }
 
@@ -70,6 +76,20 @@ impl Wanted {
             (None, Some(_)) => None,
             (asked, _) => Some(paths::image(asked.as_deref())?),
         };
+        let settings = match &image {
+            Some(image) if !args.detached_child => mvas_images::own::settings(image)?,
+            _ => None,
+        };
+        if args.overlay.is_some() && image.is_none() {
+            bail!("--overlay is for the root of an image, and there is none");
+        }
+        let overlay = || -> Result<Option<DiskArg>> {
+            let size = args.overlay_size.unwrap_or(overlay::DEFAULT_SIZE);
+            let path = args.overlay.as_ref();
+            let path = path.map(|path| overlay::find_or_make(path, size));
+            let read_only = false;
+            Ok(path.transpose()?.map(|path| DiskArg { path, read_only }))
+        };
         let disks = args.disk.iter().map(|disk| {
             Ok(DiskArg {
                 path: file("disk image", &disk.path)?,
@@ -86,9 +106,17 @@ impl Wanted {
                 .map(|path| file("initial RAM file system", path))
                 .transpose()?,
             disks: disks.collect::<Result<_>>()?,
+            exec: entry(settings.unwrap_or_default(), args.command.clone()),
             cgroup: args.cgroup.as_deref().map(Cgroup::open).transpose()?,
+            // Last: what else is wrong, it is not made.
+            overlay: overlay()?,
             args,
         })
+    }
+
+    /// All disks but the image, in the guest's order.
+    pub fn all_disks(&self) -> impl Iterator<Item = &DiskArg> {
+        self.disks.iter().chain(&self.overlay)
     }
 
     /// What others are told about it.

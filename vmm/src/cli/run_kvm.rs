@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use mvas_agent::client::{ClientError, Session};
-use mvas_agent::protocol::{CommandEnd, Exec, ShutdownKind, VSOCK_PORT};
+use mvas_agent::protocol::{CommandEnd, ShutdownKind, VSOCK_PORT};
 use mvasvm::config::{ConsoleConfig, DiskConfig, RamBacking, VmConfig, VsockConfig};
 use mvasvm::devices::BoundedLog;
 use mvasvm::metrics::Metrics;
@@ -94,7 +94,7 @@ fn run_to_end(
     sandbox: Sandbox,
     signals: &SignalFd,
 ) -> Result<Outcome> {
-    let login = wanted.args.command.is_empty() && !wanted.args.detached_child;
+    let login = wanted.exec.argv.is_empty() && !wanted.args.detached_child;
     let (console, ends) = login.then(Console::new).transpose()?.unzip();
     let vm = Vm::start(&wanted, dir, ram, ends, metrics, sandbox)?;
     if let Some(console) = console {
@@ -122,8 +122,8 @@ fn run_to_end(
         };
     }
     let terminal = is_interactive();
-    let mut exec = Exec::new(wanted.args.command);
-    exec.env = with_term(terminal);
+    let mut exec = wanted.exec;
+    exec.env.extend(with_term(terminal));
     match run_in_guest(session, exec, terminal, signals) {
         Ok(end) => vm.power_off(end),
         Err(error) => vm.lost(error),
@@ -177,7 +177,7 @@ impl Vm {
             initramfs: wanted.initramfs.clone(),
             cmdline: cmdline(wanted, ends.is_some()),
             disks: image
-                .chain(wanted.disks.iter().map(|d| d.config()))
+                .chain(wanted.all_disks().map(|d| d.config()))
                 .collect(),
             vsock: Some(VsockConfig {
                 cid: GUEST_CID,
@@ -212,8 +212,8 @@ impl Vm {
             panicked,
             vsock,
             log: log_path,
-            with_command: !wanted.args.command.is_empty(),
-            writes_disks: wanted.disks.iter().any(|disk| !disk.read_only),
+            with_command: !wanted.exec.argv.is_empty(),
+            writes_disks: wanted.all_disks().any(|disk| !disk.read_only),
         })
     }
 
@@ -397,6 +397,11 @@ fn cmdline(wanted: &Wanted, login: bool) -> String {
         line.push_str(" root=/dev/vda rootfstype=ext4 ro init=/usr/lib/mvas/agent");
         line.push_str(&format!(" mvas.hostname={}", wanted.name));
     }
+    if wanted.overlay.is_some() {
+        // Behind the image and the other disks.
+        let name = disk_name(1 + wanted.disks.len());
+        line.push_str(&format!(" mvas.overlay=/dev/{name}"));
+    }
     if login {
         line.push_str(" mvas.login=1");
         if let Some(term) = std::env::var("TERM").ok().filter(|term| is_plain(term)) {
@@ -408,6 +413,24 @@ fn cmdline(wanted: &Wanted, login: bool) -> String {
         line.push_str(more);
     }
     line
+}
+
+/// How Linux calls the disk with this index.
+fn disk_name(index: usize) -> String {
+    let mut letters = Vec::new();
+    let mut left = index + 1;
+    while left > 0 {
+        left -= 1;
+        letters.push(char::from(b"abcdefghijklmnopqrstuvwxyz"[left % 26]));
+        left /= 26;
+    }
+    letters
+        .iter()
+        .rev()
+        .fold("vd".to_owned(), |mut name, letter| {
+            name.push(*letter);
+            name
+        })
 }
 
 fn is_plain(word: &str) -> bool {
@@ -467,6 +490,13 @@ impl<W: Write> Write for PanicWatch<W> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn disks_have_the_names_that_linux_gives_them() {
+        let names = [0, 1, 25, 26, 27, 701, 702].map(disk_name);
+        let expected = ["vda", "vdb", "vdz", "vdaa", "vdab", "vdzz", "vdaaa"];
+        assert_eq!(names, expected);
+    }
 
     proptest! {
         #[test]

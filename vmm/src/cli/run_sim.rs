@@ -32,10 +32,11 @@ pub(super) fn run(mut wanted: Wanted) -> Result<u8> {
     let signals = signals()?;
     let mut dir = Vms::open()?.claim(&wanted.name)?;
     // Locks do not reach from there to here: taken for as long as the VM may use the disks.
-    let _disks = wanted
-        .disks
-        .iter()
-        .map(|disk| Disk::open(&disk.path, disk.read_only))
+    let image = wanted.image.iter().map(|path| (path, true));
+    let disks = wanted.all_disks().map(|disk| (&disk.path, disk.read_only));
+    let _disks = image
+        .chain(disks)
+        .map(|(path, read_only)| Disk::open(path, read_only))
         .collect::<Result<Vec<_>, _>>()?;
     let config = SimConfig {
         kernel: sim_kernel(&wanted),
@@ -121,7 +122,7 @@ fn shares(wanted: &Wanted) -> Vec<Share> {
     let files = [&wanted.image, &wanted.initramfs];
     let files = files.into_iter().flatten().chain([&wanted.kernel]);
     let files = files.map(|path| (path, true));
-    let disks = wanted.disks.iter().map(|disk| (&disk.path, disk.read_only));
+    let disks = wanted.all_disks().map(|disk| (&disk.path, disk.read_only));
     for (path, read_only) in files.chain(disks) {
         let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
         if read_only && !is_hidden(path) {
@@ -156,6 +157,10 @@ fn command(wanted: &Wanted) -> Vec<OsString> {
     for (option, file) in [
         ("--image", &wanted.image),
         ("--initramfs", &wanted.initramfs),
+        (
+            "--overlay",
+            &wanted.overlay.as_ref().map(|disk| disk.path.clone()),
+        ),
     ] {
         if let Some(file) = file {
             add(option, file.clone().into());

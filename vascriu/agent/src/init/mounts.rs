@@ -116,11 +116,12 @@ fn is_absent_or_mounted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EBUSY))
 }
 
-/// Makes the read-only root writable: a tmpfs over it, as the new root.
+/// Makes the read-only root writable: what is written goes to a tmpfs, or to the ext4 file system
+/// on `disk` and lasts. It all becomes the new root.
 ///
 /// # Errors
 /// A mount is refused; the old root is then still the root.
-pub fn overlay_root() -> io::Result<()> {
+pub fn overlay_root(disk: Option<&str>) -> io::Result<()> {
     let base = Path::new("/run");
     mount(Mount {
         source: "tmpfs",
@@ -129,15 +130,34 @@ pub fn overlay_root() -> io::Result<()> {
         options: "mode=755",
         flags: MsFlags::empty(),
     })?;
-    for folder in ["upper", "work", "root"] {
-        fs::create_dir(base.join(folder))?;
+    let layers = match disk {
+        None => base.to_owned(),
+        Some(disk) => {
+            let target = base.join("disk");
+            mount(Mount {
+                source: disk,
+                target: &target,
+                kind: "ext4",
+                options: "",
+                flags: MsFlags::empty(),
+            })?;
+            target
+        }
+    };
+    let [upper, work] = ["upper", "work"].map(|folder| layers.join(folder));
+    for folder in [&upper, &work] {
+        fs::create_dir_all(folder)?;
     }
     let root = base.join("root");
     mount(Mount {
         source: "overlay",
         target: &root,
         kind: "overlay",
-        options: "lowerdir=/,upperdir=/run/upper,workdir=/run/work",
+        options: &format!(
+            "lowerdir=/,upperdir={},workdir={}",
+            upper.display(),
+            work.display()
+        ),
         flags: MsFlags::empty(),
     })?;
     let old = root.join("mnt");

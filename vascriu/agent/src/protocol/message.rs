@@ -77,7 +77,8 @@ pub struct Exec {
     /// Run it on a terminal of this size: its output is then one stream, `Stdout`.
     #[serde(default)]
     pub tty: Option<WindowSize>,
-    /// Name of the user that runs it, instead of the agent's own (root).
+    /// Who runs it, instead of the agent's own user (root): a name or a number, alone or with
+    /// `:GROUP`, which is either, too.
     #[serde(default)]
     pub user: Option<String>,
 }

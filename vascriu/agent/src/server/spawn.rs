@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::pty::{OpenptyResult, openpty};
 use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Gid, User, fchown, getgrouplist};
+use nix::unistd::{Gid, Group, Uid, User, fchown, getgrouplist};
 
 use super::Failure;
 use crate::protocol::{Exec, FailureKind, WindowSize};
@@ -44,8 +44,11 @@ pub(super) fn spawn(exec: &Exec) -> Result<Spawned, Failure> {
     }
     let user = exec.user.as_deref().map(find_user).transpose()?;
     if let Some(user) = &user {
-        command.env("HOME", &user.dir).env("USER", &user.name);
-        become_user(&mut command, user)?;
+        command.env("HOME", &user.home);
+        if let Some(name) = &user.name {
+            command.env("USER", name);
+        }
+        become_user(&mut command, user);
     }
     command.envs(
         exec.env
@@ -54,7 +57,7 @@ pub(super) fn spawn(exec: &Exec) -> Result<Spawned, Failure> {
     );
     let cwd = match (&exec.cwd, &user) {
         (Some(cwd), _) => Some(PathBuf::from(cwd.as_os_str())),
-        (None, Some(user)) => Some(user.dir.clone()),
+        (None, Some(user)) => Some(user.home.clone()),
         (None, None) => None,
     };
     if let Some(cwd) = &cwd {
@@ -81,29 +84,68 @@ pub(crate) fn unblock_signals() -> io::Result<()> {
     Ok(())
 }
 
-fn find_user(name: &str) -> Result<User, Failure> {
-    match User::from_name(name) {
-        Ok(Some(user)) => Ok(user),
-        Ok(None) => Err(Failure::new(
-            FailureKind::BadRequest,
-            format!("there is no user {name:?}"),
-        )),
-        Err(e) => Err(Failure::new(
-            FailureKind::Os,
-            format!("cannot look up user {name:?}: {e}"),
-        )),
-    }
+/// Who a command becomes.
+struct Account {
+    /// A number needs no name.
+    name: Option<String>,
+    home: PathBuf,
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<libc::gid_t>,
 }
 
-fn become_user(command: &mut Command, user: &User) -> Result<(), Failure> {
+/// A user by name or number, in a group of its own or behind a colon: as images name them.
+fn find_user(text: &str) -> Result<Account, Failure> {
+    let refused = |why: String| Failure::new(FailureKind::BadRequest, why);
     let os = |why: String| Failure::new(FailureKind::Os, why);
-    let name = CString::new(user.name.as_str()).map_err(|e| os(e.to_string()))?;
-    let groups: Vec<libc::gid_t> = getgrouplist(&name, user.gid)
-        .map_err(|e| os(format!("cannot look up the groups of {}: {e}", user.name)))?
-        .into_iter()
-        .map(Gid::as_raw)
-        .collect();
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    let number = user.parse().ok().map(Uid::from_raw);
+    let known = match (User::from_name(user), number) {
+        (Ok(None), Some(uid)) => User::from_uid(uid),
+        (known, _) => known,
+    };
+    let known = known.map_err(|e| os(format!("cannot look up user {user:?}: {e}")))?;
+    let mut account = match (known, number) {
+        (Some(user), _) => Account {
+            groups: groups_of(&user).map_err(os)?,
+            name: Some(user.name),
+            home: user.dir,
+            uid: user.uid,
+            gid: user.gid,
+        },
+        (None, Some(uid)) => Account {
+            name: None,
+            home: PathBuf::from("/"),
+            uid,
+            gid: Gid::from_raw(0),
+            groups: Vec::new(),
+        },
+        (None, None) => return Err(refused(format!("there is no user {user:?}"))),
+    };
+    if let Some(group) = group {
+        let known = Group::from_name(group)
+            .map_err(|e| os(format!("cannot look up group {group:?}: {e}")))?;
+        let number = || group.parse().ok().map(Gid::from_raw);
+        let gid = known.map(|known| known.gid).or_else(number);
+        account.gid = gid.ok_or_else(|| refused(format!("there is no group {group:?}")))?;
+        account.groups = vec![account.gid.as_raw()];
+    }
+    Ok(account)
+}
+
+fn groups_of(user: &User) -> Result<Vec<libc::gid_t>, String> {
+    let name = CString::new(user.name.as_str()).map_err(|e| e.to_string())?;
+    let groups = getgrouplist(&name, user.gid)
+        .map_err(|e| format!("cannot look up the groups of {}: {e}", user.name))?;
+    Ok(groups.into_iter().map(Gid::as_raw).collect())
+}
+
+fn become_user(command: &mut Command, user: &Account) {
     let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
+    let groups = user.groups.clone();
     // Not by `Command::uid`: it drops all groups, and leaves no moment to set ours.
     // SAFETY: between fork and exec only async-signal-safe calls are allowed. These are bare
     // system calls on memory allocated before the fork; glibc's wrappers would also reach
@@ -120,7 +162,6 @@ fn become_user(command: &mut Command, user: &User) -> Result<(), Failure> {
             }
         });
     }
-    Ok(())
 }
 
 fn not_started(program: &crate::protocol::OsText, error: &io::Error) -> Failure {
@@ -150,7 +191,11 @@ fn on_pipes(mut command: Command) -> io::Result<Spawned> {
     })
 }
 
-fn on_terminal(mut command: Command, size: WindowSize, user: Option<&User>) -> io::Result<Spawned> {
+fn on_terminal(
+    mut command: Command,
+    size: WindowSize,
+    user: Option<&Account>,
+) -> io::Result<Spawned> {
     let OpenptyResult { master, slave } = openpty(Some(&winsize(size)), None)?;
     if let Some(user) = user {
         fchown(&slave, Some(user.uid), None)?;
