@@ -84,7 +84,7 @@ impl Source {
         })
     }
 
-    fn bring(&self, work: &std::path::Path) -> Result<Brought> {
+    pub(super) fn bring(&self, work: &std::path::Path) -> Result<Brought> {
         match self {
             Self::Layout { folder, tag } => layout::bring(folder, tag.as_deref(), work),
             Self::Archive(path) => archive::bring(path, work),

@@ -15,6 +15,8 @@ fn cache() -> (tempfile::TempDir, Cache) {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_size(0);
     tar.append_data(&mut header, "usr/lib/mvas/agent", &b""[..])
         .unwrap();

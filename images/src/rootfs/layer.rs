@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use anyhow::{Context, Result};
 use tar::{Archive, Entry, EntryType};
 
-use super::tree::{Kind, Meta, Node, Rules, Tree, shown};
+use super::tree::{Kind, Meta, Node, Rules, Tree, Xattrs, shown};
 use super::{Content, Layer, Refused};
 
 /// The most bytes of headers that one entry may have: the reader keeps them in memory.
@@ -134,7 +134,7 @@ fn whiteout(tree: &mut Tree, path: &[u8], name: &[u8], layer: usize) -> Result<(
 }
 
 /// The extended attributes that a guest's root may have, and whether the entry is sparse.
-fn extensions<R: Read>(entry: &mut Entry<'_, R>) -> Result<(Vec<(String, Vec<u8>)>, bool)> {
+fn extensions<R: Read>(entry: &mut Entry<'_, R>) -> Result<(Xattrs, bool)> {
     let mut xattrs = Vec::new();
     let mut is_sparse = false;
     for extension in entry.pax_extensions()?.into_iter().flatten() {

@@ -13,7 +13,7 @@ mod write;
 use std::fs::File;
 
 pub use layer::add_layer;
-pub use tree::{Kind, Meta, Node, Rules, Tree};
+pub use tree::{Kind, Meta, Node, Rules, Tree, Xattrs};
 pub use write::write;
 
 /// Where the content of a file lies.

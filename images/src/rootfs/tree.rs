@@ -29,6 +29,9 @@ pub enum Rules {
     Plain,
 }
 
+/// Extended attributes: their names and values.
+pub type Xattrs = Vec<(String, Vec<u8>)>;
+
 /// What a file has besides its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meta {
@@ -41,7 +44,7 @@ pub struct Meta {
     /// When its content changed, seconds since 1970.
     pub mtime: u64,
     /// Extended attributes.
-    pub xattrs: Vec<(String, Vec<u8>)>,
+    pub xattrs: Xattrs,
 }
 
 impl Meta {

@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use nix::errno::Errno;
 use nix::pty::{OpenptyResult, openpty};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Group, Uid, User, fchown, getgrouplist};
@@ -103,8 +104,8 @@ fn find_user(text: &str) -> Result<Account, Failure> {
         None => (text, None),
     };
     let number = user.parse().ok().map(Uid::from_raw);
-    let known = match (User::from_name(user), number) {
-        (Ok(None), Some(uid)) => User::from_uid(uid),
+    let known = match (found(User::from_name(user)), number) {
+        (Ok(None), Some(uid)) => found(User::from_uid(uid)),
         (known, _) => known,
     };
     let known = known.map_err(|e| os(format!("cannot look up user {user:?}: {e}")))?;
@@ -126,7 +127,7 @@ fn find_user(text: &str) -> Result<Account, Failure> {
         (None, None) => return Err(refused(format!("there is no user {user:?}"))),
     };
     if let Some(group) = group {
-        let known = Group::from_name(group)
+        let known = found(Group::from_name(group))
             .map_err(|e| os(format!("cannot look up group {group:?}: {e}")))?;
         let number = || group.parse().ok().map(Gid::from_raw);
         let gid = known.map(|known| known.gid).or_else(number);
@@ -134,6 +135,14 @@ fn find_user(text: &str) -> Result<Account, Failure> {
         account.groups = vec![account.gid.as_raw()];
     }
     Ok(account)
+}
+
+/// An image without /etc/passwd or /etc/group has none there.
+fn found<T>(looked_up: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
+    match looked_up {
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        other => other,
+    }
 }
 
 fn groups_of(user: &User) -> Result<Vec<libc::gid_t>, String> {
