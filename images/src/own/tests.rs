@@ -63,7 +63,7 @@ fn an_image_is_made_listed_and_removed() {
     let made = make(&images, "a:1").unwrap();
     assert!(made.path.is_file());
     assert_eq!(settings(&made.path).unwrap(), Some(Settings::default()));
-    assert_eq!(images.list().unwrap(), [made.clone()]);
+    assert_eq!(images.list().unwrap(), std::slice::from_ref(&made));
     assert_eq!(there(&cache), ["a:1"]);
     assert!(
         make(&images, "a:1")
