@@ -56,6 +56,24 @@ impl fmt::Display for DiskArg {
     }
 }
 
+/// How Linux calls the disk with this index.
+pub(super) fn disk_name(index: usize) -> String {
+    let mut letters = Vec::new();
+    let mut left = index + 1;
+    while left > 0 {
+        left -= 1;
+        letters.push(char::from(b"abcdefghijklmnopqrstuvwxyz"[left % 26]));
+        left /= 26;
+    }
+    letters
+        .iter()
+        .rev()
+        .fold("vd".to_owned(), |mut name, letter| {
+            name.push(*letter);
+            name
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +95,13 @@ mod tests {
         for text in ["", ",ro", "a,fast", "a,ro,"] {
             assert!(DiskArg::parse(text).is_err(), "{text:?} was taken");
         }
+    }
+
+    #[test]
+    fn disks_have_the_names_that_linux_gives_them() {
+        let names = [0, 1, 25, 26, 27, 701, 702].map(disk_name);
+        let expected = ["vda", "vdb", "vdz", "vdaa", "vdab", "vdzz", "vdaaa"];
+        assert_eq!(names, expected);
     }
 
     proptest! {

@@ -26,6 +26,7 @@ use super::backing::backing;
 use super::cgroup::Cgroup;
 use super::codes::Outcome;
 use super::console::{Console, Left};
+use super::disk::disk_name;
 use super::exec::with_term;
 use super::guest::{is_interactive, run_in_guest, signals};
 use super::janitor::Janitor;
@@ -415,24 +416,6 @@ fn cmdline(wanted: &Wanted, login: bool) -> String {
     line
 }
 
-/// How Linux calls the disk with this index.
-fn disk_name(index: usize) -> String {
-    let mut letters = Vec::new();
-    let mut left = index + 1;
-    while left > 0 {
-        left -= 1;
-        letters.push(char::from(b"abcdefghijklmnopqrstuvwxyz"[left % 26]));
-        left /= 26;
-    }
-    letters
-        .iter()
-        .rev()
-        .fold("vd".to_owned(), |mut name, letter| {
-            name.push(*letter);
-            name
-        })
-}
-
 fn is_plain(word: &str) -> bool {
     !word.is_empty()
         && word
@@ -490,13 +473,6 @@ impl<W: Write> Write for PanicWatch<W> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn disks_have_the_names_that_linux_gives_them() {
-        let names = [0, 1, 25, 26, 27, 701, 702].map(disk_name);
-        let expected = ["vda", "vdb", "vdz", "vdaa", "vdab", "vdzz", "vdaaa"];
-        assert_eq!(names, expected);
-    }
 
     proptest! {
         #[test]
