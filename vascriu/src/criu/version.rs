@@ -15,6 +15,9 @@ use super::work;
 /// What the plugin was verified with.
 const VERIFIED: [&str; 2] = ["4.1", "4.2"];
 
+/// Where Debian has it, and a PATH of a user's or of a container's image may have not.
+const USUAL: &str = "/usr/sbin";
+
 /// There is no CRIU that can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -61,7 +64,8 @@ fn file(path: &Path) -> io::Result<(u64, u64, i64, i64, u64)> {
     Ok((m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.size()))
 }
 
-/// The CRIU behind vascriu: `VASCRIU_CRIU`, or the first in `PATH` that is not vascriu.
+/// The CRIU behind vascriu: `VASCRIU_CRIU`, or the first in `PATH`, and in `/usr/sbin`, that is not
+/// vascriu.
 ///
 /// # Errors
 /// [`Error::None`].
@@ -74,6 +78,7 @@ pub fn program() -> Result<PathBuf, Error> {
     } else {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path)
+            .chain([USUAL.into()])
             .map(|dir| dir.join(&name))
             .find(is_other)
     };
