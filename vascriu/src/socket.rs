@@ -3,11 +3,13 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
-    UnixCredentials, getsockopt, recv, recvmsg, sendmsg, socketpair, sockopt,
+    self, AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag,
+    SockType, UnixAddr, UnixCredentials, getsockopt, recv, recvmsg, sendmsg, socket, socketpair,
+    sockopt,
 };
 
 /// Most descriptors that come with one message; CRIU sends one.
@@ -44,6 +46,46 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
         None,
         SockFlag::SOCK_CLOEXEC,
     )?)
+}
+
+fn unconnected() -> io::Result<OwnedFd> {
+    let (family, kind, flags) = (
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+    );
+    Ok(socket(family, kind, flags, None)?)
+}
+
+/// A connection to who listens at `path`.
+///
+/// # Errors
+/// The kernel's.
+pub fn connect(path: &Path) -> io::Result<OwnedFd> {
+    let socket = unconnected()?;
+    retry(|| socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?))?;
+    Ok(socket)
+}
+
+/// Listens at `path`, where nothing may be.
+///
+/// # Errors
+/// The kernel's.
+pub fn listen(path: &Path) -> io::Result<OwnedFd> {
+    let socket = unconnected()?;
+    socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&socket, Backlog::MAXALLOWABLE)?;
+    Ok(socket)
+}
+
+/// Waits for who connects.
+///
+/// # Errors
+/// The kernel's.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let accepted = retry(|| socket::accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(accepted) })
 }
 
 /// The PID of the process that has made the other end; 0 where we cannot see it.

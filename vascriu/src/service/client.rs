@@ -4,14 +4,13 @@
 use std::env;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 
 use nix::sched::{sched_getaffinity, sched_setaffinity};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as new};
 use nix::unistd::Pid;
 
 use super::{End, Hello, Job, nice, ready, set_nice};
@@ -67,14 +66,7 @@ impl Ready {
 
     fn take(pid: i32) -> io::Result<Self> {
         let criu = PidFd::open(pid).map_err(io::Error::other)?;
-        let worker = new(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
-        let path = ready().join(pid.to_string());
-        connect(worker.as_raw_fd(), &UnixAddr::new(&path)?)?;
+        let worker = socket::connect(&ready().join(pid.to_string()))?;
         // Nothing, if another one was faster.
         let hello = socket::receive(worker.as_fd(), true)?.ok_or(io::ErrorKind::WouldBlock)?;
         let Hello { report } = serde_json::from_slice(&hello.bytes)?;

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -16,9 +16,6 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket as new,
-};
 use nix::unistd::{Pid, getppid, setsid};
 use protobuf::Message as _;
 
@@ -193,23 +190,13 @@ struct Socket {
 impl Socket {
     fn new(criu: u32) -> io::Result<Self> {
         let path = ready().join(criu.to_string());
-        let fd = new(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
-        bind(fd.as_raw_fd(), &UnixAddr::new(&path)?)?;
-        let socket = Self { fd, path };
-        listen(&socket.fd, Backlog::MAXALLOWABLE)?;
-        Ok(socket)
+        let fd = socket::listen(&path)?;
+        Ok(Self { fd, path })
     }
 
     /// Takes one client, and lets go those that have come as well.
     fn accept(self) -> io::Result<OwnedFd> {
-        let client = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-        // SAFETY: the kernel has just made this descriptor for us.
-        Ok(unsafe { OwnedFd::from_raw_fd(client) })
+        socket::accept(self.fd.as_fd())
     }
 }
 
