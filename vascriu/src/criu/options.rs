@@ -228,11 +228,19 @@ const LONG: &[(&str, &str)] = &[
 /// What CRIU logs unless the user says otherwise: errors.
 pub const LOG_LEVEL: i32 = 1;
 
-/// The same options as a file of CRIU's configuration, and what it logs; none if they are for a
-/// CRIU that this process starts.
+/// Options for a CRIU that takes no arguments any more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Config {
+    /// A file of CRIU's configuration.
+    pub text: String,
+    /// What CRIU logs, from 0 to 4.
+    pub log_level: i32,
+}
+
+/// The same options as a file; none if they are for a CRIU that this process starts.
 #[must_use]
-pub fn as_config(args: &[String]) -> Option<(String, i32)> {
-    let mut config = String::new();
+pub fn as_config(args: &[String]) -> Option<Config> {
+    let mut text = String::new();
     let mut log_level = LOG_LEVEL;
     let mut args = args.iter().map(String::as_str);
     while let Some(arg) = args.next() {
@@ -258,10 +266,10 @@ pub fn as_config(args: &[String]) -> Option<(String, i32)> {
         if line.contains(|c: char| c.is_whitespace() || matches!(c, '#' | '"' | '\\')) {
             return None;
         }
-        config.push_str(&line);
-        config.push('\n');
+        text.push_str(&line);
+        text.push('\n');
     }
-    Some((config, log_level))
+    Some(Config { text, log_level })
 }
 
 #[cfg(test)]
@@ -328,13 +336,17 @@ mod tests {
         };
         assert_eq!(
             config("--tcp-established -s -o /x.log --manage-cgroups=soft --ghost-limit 5 -v4"),
-            Some((
-                "tcp-established\nleave-stopped\nlog-file=/x.log\nmanage-cgroups=soft\nghost-limit=5\n"
+            Some(Config {
+                text: "tcp-established\nleave-stopped\nlog-file=/x.log\nmanage-cgroups=soft\nghost-limit=5\n"
                     .into(),
-                4
-            ))
+                log_level: 4,
+            })
         );
-        assert_eq!(as_config(&[]), Some((String::new(), LOG_LEVEL)));
+        let none = Config {
+            text: String::new(),
+            log_level: LOG_LEVEL,
+        };
+        assert_eq!(as_config(&[]), Some(none));
         for line in [
             "--shell-job",
             "-j",

@@ -86,8 +86,8 @@ fn because(lines: &[String]) -> String {
 pub enum Process {
     /// A child of this process.
     Child(Channel),
-    /// One of `vascriu serve`.
-    Service(Ready),
+    /// One of `vascriu serve`, and the user's options for it.
+    Service(Ready, options::Config),
 }
 
 impl Process {
@@ -96,8 +96,11 @@ impl Process {
     /// # Errors
     /// [`Error::Report`].
     pub fn any(criu: &Criu, user: &[String]) -> Result<Self, Error> {
-        let ready = options::as_config(user).and_then(|_| Ready::find(criu));
-        ready.map_or_else(Self::child, |ready| Ok(Self::Service(ready)))
+        let service = || {
+            let config = options::as_config(user)?;
+            Some(Self::Service(Ready::find(criu)?, config))
+        };
+        service().map_or_else(Self::child, Ok)
     }
 
     /// A child.
@@ -113,7 +116,7 @@ impl Process {
     pub fn report(&self) -> RawFd {
         match self {
             Self::Child(channel) => channel.number(),
-            Self::Service(ready) => ready.report.1,
+            Self::Service(ready, _) => ready.report.1,
         }
     }
 }
@@ -177,21 +180,20 @@ impl Run<'_> {
         Ok(command)
     }
 
-    fn job(&self) -> io::Result<Job> {
+    fn job(&self, user: &options::Config) -> io::Result<Job> {
         let log = format!("log-file={}\n", self.log().display());
         let own = self
             .own
             .iter()
             .filter_map(|option| option.strip_prefix("--"));
         let own = own.fold(log, |all, option| all + option + "\n");
-        let (user, log_level) = options::as_config(self.user).ok_or(io::ErrorKind::Unsupported)?;
         let config = self.work.path().join(CONFIG);
-        fs::write(&config, own + &user)?;
+        fs::write(&config, own + &user.text)?;
         Ok(Job {
             order: self.order.clone(),
             tree: self.tree,
             config: config.display().to_string(),
-            log_level,
+            log_level: user.log_level,
         })
     }
 
@@ -212,8 +214,8 @@ impl Run<'_> {
                 let failed = |e| Error::Start(self.criu.program.clone(), e);
                 (status.map_err(failed)?, report, String::new())
             }
-            Process::Service(ready) => self
-                .job()
+            Process::Service(ready, config) => self
+                .job(&config)
                 .and_then(|job| ready.run(&job, self.images.as_fd(), self.work.as_fd()))
                 .map_err(Error::Service)?,
         };
