@@ -11,7 +11,7 @@ use nix::unistd::Uid;
 
 use crate::cache::{Cache, waiting};
 use crate::cargo::{self, Artifact, Kind};
-use crate::debian::{NOT_INSTALLED, SUITE, mmdebstrap};
+use crate::debian::{self, SUITE};
 use crate::key::{Inputs, Key};
 use crate::step::Steps;
 use crate::tools;
@@ -31,6 +31,12 @@ pub enum Flavor {
 impl Flavor {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Default, Self::Containers, Self::Programs];
+
+    /// The one of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        clap::ValueEnum::from_str(name, false).ok()
+    }
 
     /// Kind of the cache entries with Debian's packages only.
     #[must_use]
@@ -160,9 +166,9 @@ impl<'a> Builder<'a> {
             let recipes = recipes.map(|r| fs::read_to_string(self.workspace.path(r)));
             let recipes = recipes.collect::<Result<Vec<_>, _>>()?.concat();
             let packages = package_list(&recipes);
-            let mut mmdebstrap = mmdebstrap("minbase", &packages, SUITE, &out.join("base.tar"));
-            for excluded in NOT_INSTALLED.iter().chain(&OF_ENGINES) {
-                mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/{excluded}"));
+            let mut mmdebstrap = debian::system(&packages, SUITE, &out.join("base.tar"));
+            for path in OF_ENGINES {
+                debian::leave_out(&mut mmdebstrap, path);
             }
             Ok(Steps::of_build(self.cache, kind)?.run(
                 &format!("installing {} Debian packages", packages.len()),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use fs_err as fs;
 
 use super::{Image, ImageName, Images, Settings};
-use crate::debian::{NOT_INSTALLED, SUITE, mmdebstrap};
+use crate::debian::{self, SUITE};
 use crate::oci::blob;
 use crate::rootfs::{Layer, Rules};
 use crate::step::Steps;
@@ -109,10 +109,7 @@ impl Recipe {
     fn install(&self, work: &Path, steps: &Steps) -> Result<Layer> {
         let out = work.join("debian.tar");
         let packages: Vec<&str> = self.packages.iter().map(String::as_str).collect();
-        let mut command = mmdebstrap("minbase", &packages, &self.suite.0, &out);
-        for excluded in NOT_INSTALLED {
-            command.arg(format!("--dpkgopt=path-exclude=/usr/{excluded}"));
-        }
+        let mut command = debian::system(&packages, &self.suite.0, &out);
         if let Some(script) = &self.script {
             let script = quoted(&std::path::absolute(script)?)?;
             for hook in [

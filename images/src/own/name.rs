@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-/// Images that have these names are ours.
-const OURS: [&str; 3] = ["default", "containers", "programs"];
+use crate::image::Flavor;
+
 const MAX: usize = 128;
 
 /// The name of an image of the user's own.
@@ -33,7 +33,7 @@ impl FromStr for ImageName {
                 "a name begins with a letter or digit, has these and . _ : - and {MAX} of them at most"
             ));
         }
-        if OURS.contains(&text) {
+        if Flavor::named(text).is_some() {
             return Err(format!("{text} is an image of ours"));
         }
         Ok(Self(text.to_owned()))

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use mvas_images::image::Flavor;
 use mvas_images::own::Images;
 use nix::unistd::{Uid, geteuid};
 
@@ -101,13 +102,6 @@ fn is_executable(path: &Path) -> bool {
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// The images of ours, and under which name each is kept.
-const OURS: [(&str, &str); 3] = [
-    ("default", "rootfs.ext4"),
-    ("containers", "rootfs-containers.ext4"),
-    ("programs", "rootfs-programs.ext4"),
-];
-
 /// The guest image: what was asked for, `$MVAS_IMAGE`, or what was built last. A word is the name
 /// of an image, of the user's own or of ours, or else a file.
 ///
@@ -115,14 +109,14 @@ const OURS: [(&str, &str); 3] = [
 /// There is none.
 pub(crate) fn image(asked: Option<&Path>) -> Result<PathBuf> {
     let Some((word, name)) = asked.and_then(|path| Some((path, word(path)?))) else {
-        return pick("image", asked, "MVAS_IMAGE", "rootfs.ext4");
+        return pick("image", asked, "MVAS_IMAGE", Flavor::Default.current());
     };
-    if let Some((_, file)) = OURS.iter().find(|(ours, _)| *ours == name) {
-        let path = built_last(file).context("no HOME to look for images in")?;
+    if let Some(ours) = Flavor::named(name) {
+        let path = built_last(ours.current()).context("no HOME to look for images in")?;
         return path.canonicalize().with_context(|| {
-            let target = match name {
-                "default" => "make image".to_owned(),
-                name => format!("make image-{name}"),
+            let target = match ours {
+                Flavor::Default => "make image".to_owned(),
+                _ => format!("make image-{name}"),
             };
             format!("the image {name} is not built: `{target}` builds it")
         });
