@@ -16,7 +16,7 @@ use super::work;
 const VERIFIED: [&str; 2] = ["4.1", "4.2"];
 
 /// Where Debian has it, and a PATH of a user's or of a container's image may have not.
-const USUAL: &str = "/usr/sbin";
+pub const USUAL: &str = "/usr/sbin";
 
 /// There is no CRIU that can be used.
 #[derive(Debug, thiserror::Error)]

@@ -31,8 +31,6 @@ use crate::engine::{self, Engine, switch};
 
 /// The name that makes this program the drop-in.
 pub const NAME: &str = "criu";
-/// Where Debian has the stock CRIU, for a PATH without it.
-const USUAL: &str = "/usr/sbin/criu";
 
 /// Whether a program that was called by this name is the drop-in.
 #[must_use]
@@ -84,7 +82,8 @@ fn started_as() -> PathBuf {
 
 /// The stock CRIU with these arguments.
 fn criu(args: impl IntoIterator<Item = OsString>) -> Command {
-    let mut command = Command::new(version::program().unwrap_or_else(|_| USUAL.into()));
+    let mut command =
+        Command::new(version::program().unwrap_or_else(|_| Path::new(version::USUAL).join(NAME)));
     command.arg0(NAME).args(args).env_remove(order::ENV);
     command
 }

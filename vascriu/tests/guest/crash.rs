@@ -132,8 +132,6 @@ pub fn tasks_or_snapshot(w: &Workload, name: &str, options: &[&str]) -> bool {
     kept
 }
 
-/// Kills CRIU at moments spread over a dump. Also where it has put system calls into the
-/// tasks, by rewriting their registers and code, they go on as if nothing had happened.
 /// Several processes with threads, in files too.
 pub fn tree(dir: &Path) -> Options {
     Options {
@@ -154,6 +152,8 @@ pub fn comes_back(w: &Workload) {
     rm(&["x"]);
 }
 
+/// Kills CRIU at moments spread over a dump. Also where it has put system calls into the
+/// tasks, by rewriting their registers and code, they go on as if nothing had happened.
 fn dumps_killed(more: &Options, options: &[&str]) {
     let w = Workload::start(more);
     let (whole, _) = rehearse(&w, options);
